@@ -1,0 +1,1 @@
+"""From a config to patches on disk."""

@@ -1,0 +1,184 @@
+"""Noise of the images, and the log-density of an image given the noise-free signal."""
+
+from math import log, pi
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from qsim.distributions import AnyDistribution, require_positive
+from qsim.values import value
+
+# mean of A in white matter, Table 1 of sabidussi2021: the reference signal of every SNR in this project [1]
+REFERENCE_SIGNAL = 0.65
+
+
+def snr_of(sigma: float) -> float:
+    """SNR = 0.65 / sigma."""
+    return REFERENCE_SIGNAL / sigma
+
+
+def sigma_of(snr: float) -> float:
+    """sigma = 0.65 / SNR."""
+    return REFERENCE_SIGNAL / snr
+
+
+@runtime_checkable
+class Noise(Protocol):
+    """A noise of one standard deviation sigma per real channel and sample."""
+
+    @property
+    def sigma(self) -> AnyDistribution:
+        """Distribution of sigma over samples [units of A]."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Independent standard normals per image voxel."""
+        ...
+
+    @property
+    def signed(self) -> bool:
+        """Whether it expects the signal with its sign."""
+        ...
+
+    def add(
+        self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*s_or_ones"], normals: Float[Tensor, "c *s"]
+    ) -> Float[Tensor, "*s"]:
+        """Noisy images from the signal and `channels` standard normals per voxel. May reuse the memory of `normals`."""
+        ...
+
+    def log_density(
+        self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*s_or_ones"]
+    ) -> Float[Tensor, "*s"]:
+        """log p(image | signal, sigma), per voxel and image."""
+        ...
+
+
+def _gaussian_log_density(
+    images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*s_or_ones"]
+) -> Float[Tensor, "*s"]:
+    """log p = -(m - s)^2 / (2 sigma^2) - log sigma - log(2 pi) / 2."""
+    sigma = torch.as_tensor(sigma, dtype=images.dtype, device=images.device)
+    return -0.5 * ((images - signal) / sigma) ** 2 - torch.log(sigma) - 0.5 * log(2 * pi)
+
+
+@value
+class GaussianNoise:
+    """Real Gaussian noise added after the modulus, as in sabidussi2021: samples may be negative.
+
+    Attributes:
+        sigma: standard deviation over samples [units of A].
+    Source: sabidussi2021 section 4.2, Eq. 1.
+    """
+
+    kind: Literal["gaussian"] = "gaussian"
+    sigma: AnyDistribution
+
+    def __post_init__(self) -> None:
+        require_positive(self.sigma, "sigma")
+
+    @property
+    def channels(self) -> int:
+        return 1
+
+    @property
+    def signed(self) -> bool:
+        return False
+
+    def add(
+        self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*s_or_ones"], normals: Float[Tensor, "c *s"]
+    ) -> Float[Tensor, "*s"]:
+        """m = |s| + sigma z."""
+        return normals[0].mul_(sigma).add_(signal.abs())
+
+    def log_density(
+        self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*s_or_ones"]
+    ) -> Float[Tensor, "*s"]:
+        return _gaussian_log_density(images, signal.abs(), sigma)
+
+
+@value
+class SignedNoise:
+    """Gaussian noise on the signed, phase-corrected signal.
+
+    Attributes:
+        sigma: standard deviation over samples [units of A].
+    """
+
+    kind: Literal["signed"] = "signed"
+    sigma: AnyDistribution
+
+    def __post_init__(self) -> None:
+        require_positive(self.sigma, "sigma")
+
+    @property
+    def channels(self) -> int:
+        return 1
+
+    @property
+    def signed(self) -> bool:
+        return True
+
+    def add(
+        self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*s_or_ones"], normals: Float[Tensor, "c *s"]
+    ) -> Float[Tensor, "*s"]:
+        """m = s + sigma z."""
+        return normals[0].mul_(sigma).add_(signal)
+
+    def log_density(
+        self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*s_or_ones"]
+    ) -> Float[Tensor, "*s"]:
+        return _gaussian_log_density(images, signal, sigma)
+
+
+@value
+class RicianNoise:
+    """Magnitude of complex Gaussian noise on one coil or a SENSE-like combination.
+
+    Attributes:
+        sigma: standard deviation of the real and of the imaginary channel over samples [units of A].
+    Source: Gudbjartsson and Patz 1995, doi:10.1002/mrm.1910340618.
+    """
+
+    kind: Literal["rician"] = "rician"
+    sigma: AnyDistribution
+
+    def __post_init__(self) -> None:
+        require_positive(self.sigma, "sigma")
+
+    @property
+    def channels(self) -> int:
+        return 2
+
+    @property
+    def signed(self) -> bool:
+        return False
+
+    def add(
+        self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*s_or_ones"], normals: Float[Tensor, "c *s"]
+    ) -> Float[Tensor, "*s"]:
+        """m = |s + sigma (z1 + i z2)|."""
+        real, imaginary = normals
+        real.mul_(sigma).add_(signal)
+        imaginary.mul_(sigma)
+        return torch.hypot(real, imaginary)
+
+    def log_density(
+        self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*s_or_ones"]
+    ) -> Float[Tensor, "*s"]:
+        """log p = log(m / sigma^2) - (m - s)^2 / (2 sigma^2) + log I0e(m s / sigma^2); minus infinity for m < 0."""
+        sigma = torch.as_tensor(sigma, dtype=images.dtype, device=images.device)
+        signal = signal.abs()
+        # I0e(x) = exp(-|x|) I0(x) keeps the exponent of the Bessel function out of the exponential
+        density = (
+            torch.log(images / sigma**2)
+            - 0.5 * ((images - signal) / sigma) ** 2
+            + torch.log(torch.special.i0e(images * signal / sigma**2))
+        )
+        return torch.where(images < 0, -torch.inf, density)
+
+
+NOISES = (GaussianNoise, SignedNoise, RicianNoise)
+AnyNoise = GaussianNoise | SignedNoise | RicianNoise

@@ -1,0 +1,62 @@
+"""What a signal model is, and the checks of timings that every model makes."""
+
+from math import isfinite
+from statistics import median
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, Inexact
+from torch import Tensor
+
+from qsim.parameters import Parameter
+
+# longest plausible time of each timing argument [s]: above it, milliseconds were meant
+_LONGEST = {"te": 5.0, "te_prep": 5.0, "tsl": 5.0, "ti": 60.0, "ts": 60.0, "tr": 60.0}
+
+
+@runtime_checkable
+class SignalModel(Protocol):
+    """Noise-free images of a tissue described by kappa."""
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Names of the rows of kappa, in order."""
+        ...
+
+    @property
+    def n_images(self) -> int:
+        """Length of the series."""
+        ...
+
+    def __call__(self, kappa: Float[Tensor, "q *space"]) -> Inexact[Tensor, "n *space"]:
+        """Images [units of A] of the maps `kappa` [SI unit of each row]."""
+        ...
+
+
+@runtime_checkable
+class DifferentiableModel(SignalModel, Protocol):
+    """A model that knows its derivatives in closed form."""
+
+    def jacobian(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "q n *space"]:
+        """d S_n / d kappa_q. On the kink of a magnitude (S = 0): the derivative of the branch S > 0."""
+        ...
+
+
+def check_times(name: str, times: tuple[float, ...]) -> None:
+    """Refuse timings that cannot be seconds.
+
+    Raises: ValueError if the list is empty, or a time is not finite, negative, or so long that it must be milliseconds.
+    """
+    if not times:
+        raise ValueError(f"{name} is empty; give at least one time in seconds")
+    for time in times:
+        if not isfinite(time):
+            raise ValueError(f"{name} must hold finite times in seconds, got {time}")
+        if time < 0:
+            raise ValueError(f"{name} must not be negative, got {time}")
+    if max(times) > _LONGEST[name] or (name == "ti" and median(times) > 10):
+        raise ValueError(f"{name} must be in seconds, got {max(times):g}; divide by 1000 if these are milliseconds")
+
+
+def time_axis(times: tuple[float, ...], like: Float[Tensor, "*space"]) -> Float[Tensor, "n *ones"]:
+    """The times [s] as a column that broadcasts against the maps `like`."""
+    return like.new_tensor(times).reshape(-1, *(1,) * like.ndim)

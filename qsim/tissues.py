@@ -1,0 +1,204 @@
+"""What the tissues are: distributions between subjects, variation within a tissue, a source for every row."""
+
+from collections.abc import Mapping
+from dataclasses import field
+from math import isfinite
+from typing import Literal, Protocol
+
+from qsim.distributions import AnyDistribution, HalfNormal, Normal, Truncated, require_positive
+from qsim.parameters import PARAMETERS, RELAXATION_TIMES
+from qsim.values import value
+
+
+@value
+class Tissue:
+    """One tissue.
+
+    Attributes:
+        name: as the phantoms call it: csf, gm, wm, fat, muscle, skin, skull, vessel, marrow, or an organ.
+        values: distribution between subjects, by parameter name [SI unit of the parameter].
+        source: where the numbers come from; "to be sourced" where nobody knows.
+    """
+
+    name: str
+    values: Mapping[str, AnyDistribution]
+    source: str
+
+    def __post_init__(self) -> None:
+        for name, distribution in self.values.items():
+            if name not in PARAMETERS:
+                raise ValueError(f"values.{name}: no such parameter; known are {', '.join(PARAMETERS)}")
+            if name in RELAXATION_TIMES or name == "A":
+                require_positive(distribution, f"values.{name} of {self.name}")
+            if name in RELAXATION_TIMES and distribution.support[0] > 20:
+                raise ValueError(
+                    f"values.{name} of {self.name} is in seconds, got at least {distribution.support[0]:g}; "
+                    "divide by 1000 if these are milliseconds"
+                )
+
+
+@value
+class Variation:
+    """White variation of a parameter from voxel to voxel within one tissue of one subject.
+
+    Attributes:
+        relative: SD as a fraction of the tissue's value in that subject [1].
+        absolute: SD added to it in the parameter's unit [SI]. Together: sqrt(relative^2 value^2 + absolute^2).
+        floor: every voxel stays above this fraction of the tissue's value; the normal is cut there, not clipped [1].
+    """
+
+    relative: float = 0.0
+    absolute: float = 0.0
+    floor: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, number in (("relative", self.relative), ("absolute", self.absolute)):
+            if not (isfinite(number) and number >= 0):
+                raise ValueError(f"{name} must be finite and at least 0, got {number}")
+        if not 0 < self.floor < 1:
+            raise ValueError(f"floor must lie between 0 and 1, got {self.floor}")
+
+
+@value
+class TissueTable:
+    """Tissues, how much they vary inside, and what is one value per sample whatever the tissue.
+
+    Attributes:
+        name: short name, stored with the data.
+        tissues: the rows.
+        within: variation from voxel to voxel, by parameter name; a missing name does not vary.
+        per_sample: distributions of what a sample has only one value of (B), by parameter name.
+        field_strength: [T].
+        truncation: what was cut from the source's distributions, in words; stored with the data.
+    """
+
+    name: str
+    tissues: tuple[Tissue, ...]
+    within: Mapping[str, Variation] = field(default_factory=dict)
+    per_sample: Mapping[str, AnyDistribution] = field(default_factory=dict)
+    field_strength: float
+    truncation: str = "none"
+
+    def __post_init__(self) -> None:
+        names = [tissue.name for tissue in self.tissues]
+        if not names:
+            raise ValueError("tissues is empty")
+        if len(set(names)) < len(names):
+            raise ValueError(f"tissues: a name occurs twice in {', '.join(names)}")
+
+    def __getitem__(self, name: str) -> Tissue:
+        for tissue in self.tissues:
+            if tissue.name == name:
+                return tissue
+        raise KeyError(name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tissues, in table order."""
+        return tuple(tissue.name for tissue in self.tissues)
+
+
+class TissueSource(Protocol):
+    """A tissue table as a config names it."""
+
+    def table(self) -> TissueTable:
+        """Return the table."""
+        ...
+
+
+# Table 1 of sabidussi2021: tissue, T1 mean and SD [ms], T2 mean and SD [ms], mean of A [1], sources of T1 and of T2
+_SABIDUSSI2021_TABLE_1 = (
+    ("csf", 3500, 300, 2000, 300, 1.00, "Bojorquez 2017", "Bojorquez 2017"),
+    ("gm", 1400, 300, 110, 30, 0.85, "Bojorquez 2017", "Bojorquez 2017"),
+    ("wm", 780, 250, 80, 20, 0.65, "Bojorquez 2017", "Bojorquez 2017"),
+    ("fat", 420, 100, 70, 20, 0.90, "Bojorquez 2017", "Bojorquez 2017"),
+    ("muscle", 1200, 300, 50, 20, 0.70, "Bojorquez 2017", "Bojorquez 2017"),
+    ("skin", 1230, 300, 50, 20, 0.70, "Bojorquez 2017", "Bojorquez 2017"),
+    ("skull", 400, 100, 30, 10, 0.90, "Chen 2016", "Stanisz 2005"),
+    ("vessel", 1980, 300, 275, 70, 1.00, "Stanisz 2005", "Stanisz 2005"),
+    ("marrow", 580, 100, 50, 20, 0.80, "de Bazelaire 2004", "Bojorquez 2017"),
+)
+# printed once, in the row of CSF, and read as the SD of every row [1]
+_SD_OF_A = 0.3
+# the cut of every normal of the table, in SD: the lowest values left are T2 10 ms (muscle, skin, skull) and A .05 (WM)
+_CUT = 2.0
+
+
+def _cut_normal(mean: float, sd: float) -> Truncated:
+    return Truncated(of=Normal(mean=mean, sd=sd), low=mean - _CUT * sd, high=mean + _CUT * sd)
+
+
+@value
+class Sabidussi2021:
+    """The nine tissues of Table 1 at 3 T, with B = 2 - half-normal, one value per sample.
+
+    The printed normals reach negative relaxation times (skull T2 30 +- 10 ms) and signals (WM A .65 +- .3); each is
+    cut at +-2 SD. The half-normal is cut at B = 1: an inversion that leaves magnetisation upright is none.
+
+    Attributes:
+        within: `qsim` and `paper`: white, 5 % of the tissue's value, on every row but B (the paper gives no number).
+            `authors`: SD .05 (A), .1 s (T1), .01 s (T2), the same for every tissue, as in their package.
+        b_scale: scale of the half-normal [1]. The paper's "standard deviation 0.2" is read as the scale; .332 would
+            give SD .2.
+    Source: Sabidussi et al. 2021, doi:10.1016/j.media.2021.102220, Table 1 and section 4.2.
+    """
+
+    kind: Literal["sabidussi2021"] = "sabidussi2021"
+    within: Literal["qsim", "paper", "authors"] = "qsim"
+    b_scale: float = 0.2
+
+    def table(self) -> TissueTable:
+        tissues = tuple(
+            Tissue(
+                name=name,
+                values={
+                    "A": _cut_normal(a, _SD_OF_A),
+                    "T1": _cut_normal(t1 / 1000, t1_sd / 1000),
+                    "T2": _cut_normal(t2 / 1000, t2_sd / 1000),
+                },
+                source=f"sabidussi2021 Table 1 (T1: {t1_source}; T2: {t2_source})",
+            )
+            for name, t1, t1_sd, t2, t2_sd, a, t1_source, t2_source in _SABIDUSSI2021_TABLE_1
+        )
+        if self.within == "authors":
+            within = {
+                "A": Variation(absolute=0.05),
+                "T1": Variation(absolute=0.1),
+                "T2": Variation(absolute=0.01),
+            }
+        else:
+            within = {name: Variation(relative=0.05) for name in ("A", "T1", "T2")}
+        return TissueTable(
+            name=f"sabidussi2021, within-tissue variation '{self.within}'",
+            tissues=tissues,
+            within=within,
+            per_sample={"B": Truncated(of=HalfNormal(scale=self.b_scale, origin=2.0, below=True), low=1.0)},
+            field_strength=3.0,
+            truncation="every normal cut at mean +- 2 SD; B = 2 - half-normal cut at B = 1",
+        )
+
+
+@value
+class CustomTable:
+    """A table written out in the config."""
+
+    kind: Literal["table"] = "table"
+    name: str
+    tissues: tuple[Tissue, ...]
+    within: Mapping[str, Variation] = field(default_factory=dict)
+    per_sample: Mapping[str, AnyDistribution] = field(default_factory=dict)
+    field_strength: float
+    truncation: str = "none"
+
+    def table(self) -> TissueTable:
+        return TissueTable(
+            name=self.name,
+            tissues=self.tissues,
+            within=self.within,
+            per_sample=self.per_sample,
+            field_strength=self.field_strength,
+            truncation=self.truncation,
+        )
+
+
+TISSUE_TABLES = (Sabidussi2021, CustomTable)

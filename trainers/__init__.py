@@ -1,0 +1,1 @@
+"""From patches to networks, maps and reports."""
