@@ -32,14 +32,16 @@ class Streams:
     seed: int
     index: int
 
+    def _sequence(self, stage: str) -> np.random.SeedSequence:
+        return np.random.SeedSequence(self.seed, spawn_key=(zlib.crc32(stage.encode()), self.index))
+
     def rng(self, stage: str) -> np.random.Generator:
         """Generator of the small draws of one stage."""
-        key = (zlib.crc32(stage.encode()), self.index)
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=key)))
+        return np.random.Generator(np.random.Philox(self._sequence(stage)))
 
     def torch_generator(self, stage: str, device: torch.device | str = "cpu") -> torch.Generator:
         """Generator of the bulk normals of one stage."""
-        seed = int(self.rng(stage).integers(2**63))
+        seed = int(self._sequence(stage).generate_state(1, np.uint64)[0])
         return torch.Generator(device=device).manual_seed(seed)
 
 
@@ -205,27 +207,34 @@ class Truncated:
 
     kind: Literal["truncated"] = "truncated"
     of: Normal | HalfNormal | LogUniform | Uniform
-    low: float = -inf
-    high: float = inf
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
-        _ordered(self.low, self.high)
-        if self.of.cdf(self.high) - self.of.cdf(self.low) < 1e-6:
-            raise ValueError(
-                f"low, high: [{self.low}, {self.high}] holds less than 1e-6 of the distribution it truncates"
-            )
+        if self.low is None and self.high is None:
+            raise ValueError("low, high: give at least one of them")
+        if self.low is not None and self.high is not None:
+            _ordered(self.low, self.high)
+        below, above = self._ends()
+        if above - below < 1e-6:
+            raise ValueError(f"low, high: [{self.low}, {self.high}] holds less than 1e-6 of the distribution it cuts")
+
+    def _ends(self) -> tuple[float, float]:
+        below = 0.0 if self.low is None else self.of.cdf(self.low)
+        above = 1.0 if self.high is None else self.of.cdf(self.high)
+        return below, above
 
     @property
     def support(self) -> tuple[float, float]:
         low, high = self.of.support
-        return max(low, self.low), min(high, self.high)
+        return (low if self.low is None else max(low, self.low)), (high if self.high is None else min(high, self.high))
 
     def cdf(self, x: float) -> float:
-        below, above = self.of.cdf(self.low), self.of.cdf(self.high)
+        below, above = self._ends()
         return min(max((self.of.cdf(x) - below) / (above - below), 0.0), 1.0)
 
     def ppf(self, u: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-        below, above = self.of.cdf(self.low), self.of.cdf(self.high)
+        below, above = self._ends()
         low, high = self.support
         # rounding of the inverse may leave the interval by one unit in the last place
         return np.minimum(np.maximum(self.of.ppf(below + u * (above - below)), low), high)

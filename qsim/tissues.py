@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import field
 from math import isfinite
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from qsim.distributions import AnyDistribution, HalfNormal, Normal, Truncated, require_positive
 from qsim.parameters import PARAMETERS, RELAXATION_TIMES
@@ -98,6 +98,7 @@ class TissueTable:
         return tuple(tissue.name for tissue in self.tissues)
 
 
+@runtime_checkable
 class TissueSource(Protocol):
     """A tissue table as a config names it."""
 

@@ -1,5 +1,6 @@
 """Noise of the images, and the log-density of an image given the noise-free signal."""
 
+from collections.abc import Sequence
 from math import log, pi
 from typing import Literal, Protocol, runtime_checkable
 
@@ -44,20 +45,26 @@ class Noise(Protocol):
         ...
 
     def add(
-        self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*s_or_ones"], normals: Float[Tensor, "c *s"]
+        self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*ones"], normals: Sequence[Float[Tensor, "*s"]]
     ) -> Float[Tensor, "*s"]:
-        """Noisy images from the signal and `channels` standard normals per voxel. May reuse the memory of `normals`."""
+        """Noisy images, written into the memory of the first of the `channels` tensors of standard normals.
+
+        Args:
+            signal: as the model returns it: signed if `signed`, else a magnitude [units of A].
+            sigma: noise SD, broadcastable [units of A].
+            normals: independent standard normals, one tensor per channel; overwritten.
+        """
         ...
 
     def log_density(
-        self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*s_or_ones"]
+        self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*ones"]
     ) -> Float[Tensor, "*s"]:
         """log p(image | signal, sigma), per voxel and image."""
         ...
 
 
 def _gaussian_log_density(
-    images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*s_or_ones"]
+    images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*ones"]
 ) -> Float[Tensor, "*s"]:
     """log p = -(m - s)^2 / (2 sigma^2) - log sigma - log(2 pi) / 2."""
     sigma = torch.as_tensor(sigma, dtype=images.dtype, device=images.device)
@@ -88,13 +95,13 @@ class GaussianNoise:
         return False
 
     def add(
-        self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*s_or_ones"], normals: Float[Tensor, "c *s"]
+        self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*ones"], normals: Sequence[Float[Tensor, "*s"]]
     ) -> Float[Tensor, "*s"]:
-        """m = |s| + sigma z."""
-        return normals[0].mul_(sigma).add_(signal.abs())
+        """m = s + sigma z, with the magnitude s."""
+        return torch.addcmul(signal, normals[0], sigma, out=normals[0])
 
     def log_density(
-        self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*s_or_ones"]
+        self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*ones"]
     ) -> Float[Tensor, "*s"]:
         return _gaussian_log_density(images, signal.abs(), sigma)
 
@@ -122,13 +129,13 @@ class SignedNoise:
         return True
 
     def add(
-        self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*s_or_ones"], normals: Float[Tensor, "c *s"]
+        self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*ones"], normals: Sequence[Float[Tensor, "*s"]]
     ) -> Float[Tensor, "*s"]:
         """m = s + sigma z."""
-        return normals[0].mul_(sigma).add_(signal)
+        return torch.addcmul(signal, normals[0], sigma, out=normals[0])
 
     def log_density(
-        self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*s_or_ones"]
+        self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*ones"]
     ) -> Float[Tensor, "*s"]:
         return _gaussian_log_density(images, signal, sigma)
 
@@ -157,16 +164,16 @@ class RicianNoise:
         return False
 
     def add(
-        self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*s_or_ones"], normals: Float[Tensor, "c *s"]
+        self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*ones"], normals: Sequence[Float[Tensor, "*s"]]
     ) -> Float[Tensor, "*s"]:
         """m = |s + sigma (z1 + i z2)|."""
         real, imaginary = normals
         real.mul_(sigma).add_(signal)
         imaginary.mul_(sigma)
-        return torch.hypot(real, imaginary)
+        return torch.hypot(real, imaginary, out=real)
 
     def log_density(
-        self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*s_or_ones"]
+        self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*ones"]
     ) -> Float[Tensor, "*s"]:
         """log p = log(m / sigma^2) - (m - s)^2 / (2 sigma^2) + log I0e(m s / sigma^2); minus infinity for m < 0."""
         sigma = torch.as_tensor(sigma, dtype=images.dtype, device=images.device)

@@ -1,9 +1,11 @@
 """What a signal model is, and the checks of timings that every model makes."""
 
+from functools import lru_cache
 from math import isfinite
 from statistics import median
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
 
@@ -59,4 +61,9 @@ def check_times(name: str, times: tuple[float, ...]) -> None:
 
 def time_axis(times: tuple[float, ...], like: Float[Tensor, "*space"]) -> Float[Tensor, "n *ones"]:
     """The times [s] as a column that broadcasts against the maps `like`."""
-    return like.new_tensor(times).reshape(-1, *(1,) * like.ndim)
+    return _column(times, like.ndim, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _column(times: tuple[float, ...], ndim: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "n *ones"]:
+    return torch.tensor(times, dtype=dtype, device=device).reshape(-1, *(1,) * ndim)

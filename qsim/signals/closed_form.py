@@ -30,7 +30,9 @@ def recovery(
     Assumes: TR >> T1, mono-exponential tissue.   Not: Look-Locker recovery, whose exponent holds T1*.
     Source: Barral et al. 2010, doi:10.1002/mrm.22497; sabidussi2021 section 4.1.
     """
-    return a * (1 - b * torch.exp(-ti / t1))
+    e = (-ti / t1).exp_()
+    # A - (A B) E: one pass over the images instead of three
+    return torch.addcmul(a, a * b, e, value=-1)
 
 
 def decay(
@@ -89,7 +91,7 @@ class InversionRecovery:
     def __call__(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "n *space"]:
         a, b, t1 = kappa
         signal = recovery(a, b, t1, time_axis(self.ti, t1))
-        return signal if self.signed else signal.abs()
+        return signal if self.signed else signal.abs_()
 
     def jacobian(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "q n *space"]:
         """(dS/dA, dS/dB, dS/dT1) = (1 - B E, -A E, -A B TI E / T1^2), times the sign of S for a magnitude."""
@@ -133,7 +135,7 @@ class InversionRecovery2P:
     def __call__(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "n *space"]:
         a, t1 = kappa
         signal = recovery(a, torch.full_like(a, 2.0), t1, time_axis(self.ti, t1))
-        return signal if self.signed else signal.abs()
+        return signal if self.signed else signal.abs_()
 
     def jacobian(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "q n *space"]:
         """(dS/dA, dS/dT1) = (1 - 2 E, -2 A TI E / T1^2), times the sign of S for a magnitude."""

@@ -1,0 +1,156 @@
+"""The generator config: what a YAML file may say."""
+
+import hashlib
+import json
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from phantoms import PHANTOMS
+from phantoms.base import PhantomSpec, Split
+from qsim.distributions import DISTRIBUTIONS
+from qsim.kspace.noise import NOISES, AnyNoise
+from qsim.signals import MODELS, ClosedForm
+from qsim.tissues import TISSUE_TABLES, TissueSource
+
+
+def _union(kinds: tuple[type, ...]) -> Any:
+    """Discriminated union of everything a registry holds, so that a plug-in adds a kind by adding a class."""
+    if len(kinds) == 1:
+        return kinds[0]
+    return Annotated[reduce(or_, kinds), Field(discriminator="kind")]
+
+
+_DISTRIBUTION_KEYS = {name for cls in DISTRIBUTIONS for name in cls.__dataclass_fields__} - {"kind"}
+
+
+def _without_kind(value: Any, path: str) -> str | None:
+    """Path of the first distribution that does not say which it is."""
+    if isinstance(value, list | tuple):
+        children = [(f"{path}[{i}]", child) for i, child in enumerate(value)]
+    elif isinstance(value, dict):
+        if value and "kind" not in value and set(value) <= _DISTRIBUTION_KEYS:
+            return path
+        children = [(f"{path}.{key}".lstrip("."), child) for key, child in value.items()]
+    else:
+        return None
+    return next((found for where, child in children if (found := _without_kind(child, where))), None)
+
+
+class RootConfig(BaseModel):
+    """A config file: frozen, no unknown keys, no NaN, no infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _distributions_have_kinds(cls, mapping: Any) -> Any:
+        # {low: 1, high: 2} would fit uniform and log_uniform alike
+        nameless = _without_kind(mapping, "")
+        if nameless:
+            raise ValueError(f"{nameless}.kind: missing")
+        return mapping
+
+    @property
+    def canonical(self) -> str:
+        """JSON text with sorted keys: the same text for the same config."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, allow_nan=False)
+
+
+Count = Annotated[int, Field(strict=True, ge=1)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+
+
+class GeneratorConfig(RootConfig):
+    """What a data set is made of. Times in seconds, SNR = 0.65 / sigma.
+
+    Attributes:
+        seed: seed of every random stream.
+        samples: how many patches; a store can be grown, so it is not part of the data's identity.
+        patch: extent in voxels, two numbers for slices, three for blocks.
+        split: `train` or `test` anatomy: disjoint subjects, or disjoint slabs of one.
+        slice_axis: axis of the volume across which 2D patches are cut.
+        phantom, tissues, model, noise: by `kind`.
+        partial_volume: signals of the tissues in a voxel add up by their share; False: the majority tissue fills it.
+        store: `images`, or `maps` when the series is simulated while training.
+        dtype: of the stored images; float16 halves the store (its rounding is 2.4 % of sigma at SNR 100).
+        targets: rows to be learned or estimated; all of the model's if not given.
+        artefacts, fields: none are available yet.
+    """
+
+    seed: Seed
+    samples: Count
+    patch: tuple[Count, ...]
+    phantom: _union(PHANTOMS)  # type: ignore[valid-type]
+    tissues: _union(TISSUE_TABLES)  # type: ignore[valid-type]
+    model: _union(MODELS)  # type: ignore[valid-type]
+    noise: _union(NOISES)  # type: ignore[valid-type]
+    split: Split = "train"
+    slice_axis: Annotated[int, Field(strict=True, ge=0, le=2)] = 2
+    partial_volume: Annotated[bool, Field(strict=True)] = True
+    store: Literal["images", "maps"] = "images"
+    dtype: Literal["float32", "float16"] = "float32"
+    targets: tuple[str, ...] = ()
+    artefacts: tuple[()] = ()
+    fields: tuple[()] = ()
+
+    @field_validator("patch")
+    @classmethod
+    def _two_or_three(cls, patch: tuple[int, ...]) -> tuple[int, ...]:
+        if len(patch) not in (2, 3):
+            raise ValueError(f"patch must hold two numbers (a slice) or three (a block), got {len(patch)}")
+        return patch
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "GeneratorConfig":
+        model, noise = self.signal_model, self.noise_model
+        rows = [parameter.name for parameter in model.parameters]
+        unknown = [name for name in self.targets if name not in rows]
+        if unknown:
+            raise ValueError(f"targets: {', '.join(unknown)} is no row of the model, which has {', '.join(rows)}")
+        signed = bool(getattr(self.model, "signed", False))
+        if noise.signed and not signed and hasattr(self.model, "signed"):
+            raise ValueError("noise: kind signed needs a signed model; set model.signed: true")
+        if signed and not noise.signed:
+            raise ValueError("noise: a signed model needs kind: signed; gaussian and rician noise end in a magnitude")
+        table = self.tissue_source.table()
+        for tissue in table.tissues:
+            missing = [row for row in rows if row not in tissue.values and row not in table.per_sample]
+            if missing:
+                raise ValueError(f"tissues: {tissue.name} has no {', '.join(missing)}, which the model needs")
+        return self
+
+    # the unions above are built at run time; these give them their types
+    @property
+    def signal_model(self) -> ClosedForm:
+        """The signal model."""
+        return self.model  # type: ignore[no-any-return]
+
+    @property
+    def noise_model(self) -> AnyNoise:
+        """The noise."""
+        return self.noise  # type: ignore[no-any-return]
+
+    @property
+    def tissue_source(self) -> TissueSource:
+        """Where the tissue table comes from."""
+        return self.tissues  # type: ignore[no-any-return]
+
+    @property
+    def phantom_spec(self) -> PhantomSpec:
+        """The phantom, not yet read from disk."""
+        return self.phantom  # type: ignore[no-any-return]
+
+    @property
+    def target_rows(self) -> tuple[int, ...]:
+        """Indices in kappa of the rows to be learned or estimated."""
+        rows = [parameter.name for parameter in self.signal_model.parameters]
+        return tuple(rows.index(name) for name in self.targets) if self.targets else tuple(range(len(rows)))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all that decides what sample i holds: everything but `samples`."""
+        content = self.model_dump(mode="json", exclude={"samples"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -1,0 +1,183 @@
+"""Reading a config file, and saying what is wrong with it in one line per mistake."""
+
+import difflib
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from phantoms import PHANTOMS
+from phantoms.geometry import SHAPES
+from qsim.distributions import DISTRIBUTIONS
+from qsim.errors import InputError
+from qsim.kspace.noise import NOISES
+from qsim.signals import MODELS
+from qsim.tissues import TISSUE_TABLES
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def _default(cls: type, key: str) -> str:
+    return str(cls.__dataclass_fields__[key].default)  # type: ignore[attr-defined]
+
+
+# a config file is written by hand; a larger one is not a config
+_LARGEST_FILE = 1_000_000
+# members of unions that pydantic tells apart by trying: the key that names the member, and its value
+_PLAIN_UNIONS = {
+    **{cls.__name__: ("kind", _default(cls, "kind")) for cls in DISTRIBUTIONS},
+    **{cls.__name__: ("shape", _default(cls, "shape")) for cls in SHAPES},
+}
+
+
+def read_config(path: Path, kind: type[Config]) -> Config:
+    """Read a config from a YAML file.
+
+    Raises: InputError with one line per mistake, each naming the file and the path of the field.
+    """
+    mapping = read_yaml(path)
+    try:
+        return kind.model_validate(mapping)
+    except ValidationError as error:
+        raise InputError("\n".join(f"{path}: {line}" for line in describe(error, mapping, kind))) from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader (no code, no objects) that also refuses aliases and duplicate keys.
+
+    Aliases let a file of a kilobyte stand for gigabytes; of a key given twice, one would be silently ignored.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="anchors and aliases (*name) are refused", problem_mark=mark)
+        node: yaml.Node | None = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key {key} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises: InputError if the file is missing, too large, not YAML, or not a mapping of names.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise InputError(f"{path}: larger than 1 MB; this is not a config")
+        mapping = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506  a SafeLoader
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file in UTF-8") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply; this is not a config") from None
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{path}{line}: {error.problem or error.context}") from None
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
+        raise InputError(f"{path}: must hold `key: value` lines at its top level")
+    return mapping
+
+
+def describe(error: ValidationError, mapping: Mapping[str, Any], root: type[BaseModel]) -> list[str]:
+    """One line per mistake: the path of the field as the user wrote it, what came, what was wanted."""
+    lines: dict[str, None] = {}
+    for mistake in error.errors(include_url=False):
+        here, path = _locate(mistake["loc"], mapping, mistake["type"])
+        if path is not None:
+            lines[_sentence(path, here, mistake, root)] = None
+    return list(lines)
+
+
+def _locate(loc: tuple[int | str, ...], mapping: Mapping[str, Any], kind: str) -> tuple[Any, str | None]:
+    """Container and path of a mistake, without the union tags that pydantic adds to it.
+
+    The path is None if the mistake belongs to a member of a union that the user's `kind` did not choose.
+    """
+    path = ""
+    here: Any = mapping
+    above: Any = mapping
+    for position, step in enumerate(loc):
+        if isinstance(here, dict) and step in here:
+            path += f".{step}"
+            above, here = here, here[step]
+        elif isinstance(here, list | tuple) and isinstance(step, int) and step < len(here):
+            path += f"[{step}]"
+            above, here = here, here[step]
+        elif kind == "missing" and position == len(loc) - 1:
+            path += f".{step}"
+            above = here
+        elif step in _PLAIN_UNIONS and isinstance(here, dict):
+            key, name = _PLAIN_UNIONS[str(step)]
+            chosen = here.get(key)
+            unknown = chosen not in _names(key)
+            if (unknown and kind != "literal_error") or (not unknown and chosen != name):
+                return above, None
+    return above, path.lstrip(".")
+
+
+def _names(key: str) -> list[str]:
+    """Names that `key` can hold in the unions told apart by it."""
+    return [name for union_key, name in _PLAIN_UNIONS.values() if union_key == key]
+
+
+def _sentence(path: str, here: Any, mistake: ErrorDetails, root: type[BaseModel]) -> str:
+    kind, message, given, ctx = mistake["type"], mistake["msg"], mistake["input"], mistake.get("ctx", {})
+    if kind == "missing":
+        return f"{path}: missing"
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{path}: unknown key{_closest(path, here, root)}"
+    if kind == "union_tag_invalid":
+        return f"{path}.kind: got {ctx['tag']!r}, wanted one of {ctx['expected_tags']}"
+    if kind == "union_tag_not_found":
+        return f"{path}.kind: missing"
+    key = path.rsplit(".", 1)[-1]
+    if kind == "literal_error" and _names(key) and given not in _names(key):
+        # every member of the union complains; one line is enough
+        return f"{path}: got {given!r}, wanted one of {', '.join(map(repr, _names(key)))}"
+    if kind == "dataclass_type":
+        return f"{path}: got {_short(given)}, wanted a mapping with a kind, such as {{kind: constant, value: 0.1}}"
+    if kind in ("value_error", "assertion_error"):
+        text = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        name = path.rsplit(".", 1)[-1]
+        if not path or text.startswith(name):
+            # the message names the field itself
+            return path.removesuffix(name) + text
+        return f"{path}.{text}"
+    if kind == "too_long" and path in ("artefacts", "fields"):
+        return f"{path}: none are available in this version; leave the key out"
+    return f"{path}: {message[0].lower()}{message[1:]}, got {_short(given)}"
+
+
+def _short(given: Any) -> str:
+    text = repr(given)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _closest(path: str, here: Any, root: type[BaseModel]) -> str:
+    """A hint for a misspelt key, from the keys of the root config or of the class that `kind` names."""
+    known = list(root.model_fields)
+    if "." in path:
+        given = here if isinstance(here, dict) else {}
+        kinds = (*PHANTOMS, *TISSUE_TABLES, *MODELS, *NOISES, *DISTRIBUTIONS)
+        chosen = [cls for cls in kinds if _default(cls, "kind") == given.get("kind")]
+        chosen += [cls for cls in SHAPES if _default(cls, "shape") == given.get("shape")]
+        known = [name for cls in chosen for name in cls.__dataclass_fields__]
+    close = difflib.get_close_matches(path.rsplit(".", 1)[-1], known, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; known are {', '.join(known)}" if known else ""

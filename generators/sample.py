@@ -1,0 +1,273 @@
+"""The file to read first: from a config to samples, one line per arrow.
+
+anatomy -> tissue values -> parameter maps -> signal -> noise. A sample is a pure function of (config, seed, index):
+every stage has a random stream of its own, so neither the batch it is made in nor the worker changes a bit of it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+import torch
+from jaxtyping import Float, Inexact, Int, UInt8
+from torch import Tensor
+
+from generators.config import GeneratorConfig
+from phantoms.base import Crop, Phantom
+from phantoms.maps import Mixture, mixture, parameter_maps
+from qsim.distributions import Distribution, Streams
+from qsim.errors import InputError
+from qsim.kspace.noise import Noise
+from qsim.signals.base import SignalModel
+from qsim.tissues import TissueTable, Variation
+
+# numbers of a part whose images fit the processor's second-level cache together
+_NUMBERS_IN_CACHE = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Training examples, with the names of the store's arrays.
+
+    Attributes:
+        images: noisy series [units of A].
+        kappa: true maps of the majority tissue, 0 in the background [SI].
+        labels: 1 + index of the majority tissue in the phantom's `tissues`; 0 background.
+        purity: share of the majority tissue [1].
+        sigma: noise SD per real channel [units of A].
+        subject: subject of the phantom.
+        origin: first voxel of the patch in the subject's volume.
+    """
+
+    images: Float[Tensor, "b n *space"]
+    kappa: Float[Tensor, "b q *space"]
+    labels: UInt8[Tensor, "b *space"]
+    purity: Float[Tensor, "b *space"]
+    sigma: Float[Tensor, " b"]
+    subject: Int[Tensor, " b"]
+    origin: Int[Tensor, "b axis"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What all samples of a config share: the anatomy that was read and the table matched to it."""
+
+    phantom: Phantom
+    table: TissueTable
+    model: SignalModel
+
+
+@lru_cache(maxsize=4)
+def _scene(canonical: str) -> Scene:
+    config = GeneratorConfig.model_validate_json(canonical)
+    phantom = config.phantom_spec.load(config.split, config.slice_axis)
+    table = config.tissue_source.table()
+    missing = [name for name in phantom.tissues if name not in table.names]
+    if missing:
+        raise InputError(
+            f"tissues: the phantom holds {', '.join(missing)}, which the table '{table.name}' does not; "
+            f"it has {', '.join(table.names)}"
+        )
+    return Scene(phantom, table, config.signal_model)
+
+
+def scene(config: GeneratorConfig) -> Scene:
+    """The anatomy and the tissue table of a config, read once per process.
+
+    Raises: InputError naming a missing or unreadable phantom file, or a tissue that the table lacks.
+    """
+    return _scene(config.canonical)
+
+
+def make_samples(config: GeneratorConfig, indices: Sequence[int]) -> Samples:
+    """Make the samples of the given indices.
+
+    Args:
+        config: what the data set is made of.
+        indices: numbers of the samples; the result does not depend on which are made together.
+    Raises: InputError if the phantom cannot be read or a patch is larger than the anatomy.
+    """
+    if len(indices) == 0:
+        raise ValueError("indices is empty")
+    streams = [Streams(config.seed, int(index)) for index in indices]
+    anatomy = _anatomy(config, streams)
+    sigma = draw_sigma(config, streams)
+    model = config.signal_model
+    images = torch.empty(len(streams), model.n_images, *config.patch)
+    for part in _parts(len(streams), model.n_images * prod(config.patch)):
+        signal = mixed_signal(model, anatomy, part).movedim(1, 0)
+        add_noise(config.noise_model, signal, sigma[part], streams[part], out=images[part])
+    return Samples(
+        images=images,
+        kappa=(anatomy.kappa * (anatomy.voxels.labels > 0)).movedim(0, 1).contiguous(),
+        labels=anatomy.voxels.labels,
+        purity=anatomy.voxels.purity,
+        sigma=sigma,
+        subject=torch.tensor([crop.subject for crop in anatomy.crops], dtype=torch.int32),
+        origin=torch.tensor([crop.origin for crop in anatomy.crops], dtype=torch.int32),
+    )
+
+
+def make_sample(config: GeneratorConfig, index: int) -> Samples:
+    """`make_samples` of one index; its sample axis has length 1."""
+    return make_samples(config, [index])
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """One sample before noise: what a study draws its realisations around.
+
+    Attributes:
+        signal: noise-free images [units of A].
+        kappa, labels, purity: as in `Samples`.
+        subject, origin: where it was cut.
+    """
+
+    signal: Float[Tensor, "n *space"]
+    kappa: Float[Tensor, "q *space"]
+    labels: UInt8[Tensor, "*space"]
+    purity: Float[Tensor, "*space"]
+    subject: int
+    origin: tuple[int, ...]
+
+
+def make_truth(config: GeneratorConfig, index: int) -> Truth:
+    """The noise-free sample of an index: the same anatomy, tissues and maps as `make_sample`."""
+    anatomy = _anatomy(config, [Streams(config.seed, index)])
+    return Truth(
+        signal=mixed_signal(config.signal_model, anatomy, slice(None))[:, 0],
+        kappa=anatomy.kappa[:, 0] * (anatomy.voxels.labels[0] > 0),
+        labels=anatomy.voxels.labels[0],
+        purity=anatomy.voxels.purity[0],
+        subject=anatomy.crops[0].subject,
+        origin=anatomy.crops[0].origin,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """Tissue and its parameters, before any signal.
+
+    Attributes:
+        crops: where each patch was cut.
+        voxels: which tissues share each voxel.
+        values: value of each tissue in each sample [SI].
+        normals: standard normals of the variation within a tissue [1].
+        within: that variation, one for each row.
+        kappa: maps of the tissue with the largest share, background included [SI].
+    """
+
+    crops: Sequence[Crop]
+    voxels: Mixture
+    values: Float[Tensor, "b t q"]
+    normals: Float[Tensor, "b q *space"]
+    within: tuple[Variation, ...]
+    kappa: Float[Tensor, "q b *space"]
+
+
+def _anatomy(config: GeneratorConfig, streams: Sequence[Streams]) -> Anatomy:
+    world = scene(config)
+    crops = [world.phantom.crop(config.patch, stream.rng("anatomy")) for stream in streams]
+    voxels = mixture(torch.from_numpy(np.stack([crop.fractions for crop in crops])), config.partial_volume)
+    values = tissue_values(world, streams)
+    normals, within = within_tissue(world, streams, config.patch)
+    kappa = parameter_maps(values, normals, within, voxels.majority)
+    return Anatomy(crops, voxels, values, normals, within, kappa)
+
+
+def _parts(samples: int, numbers_per_sample: int) -> Iterator[slice]:
+    """Slices of samples whose images fit the processor's cache; the numbers do not depend on them."""
+    step = max(1, _NUMBERS_IN_CACHE // numbers_per_sample)
+    for low in range(0, samples, step):
+        yield slice(low, min(low + step, samples))
+
+
+def draws(config: GeneratorConfig, index: int) -> Mapping[str, object]:
+    """What was drawn for one sample, as JSON holds it: anatomy, tissue values [SI], sigma [units of A]."""
+    world = scene(config)
+    stream = Streams(config.seed, index)
+    crop = world.phantom.crop(config.patch, stream.rng("anatomy"))
+    values = tissue_values(world, [stream])[0]
+    rows = [parameter.name for parameter in world.model.parameters]
+    return {
+        "subject": crop.subject,
+        "origin": list(crop.origin),
+        "sigma": float(draw_sigma(config, [stream])[0]),
+        "tissues": {
+            tissue: {row: float(values[t, q]) for q, row in enumerate(rows)}
+            for t, tissue in enumerate(world.phantom.tissues)
+        },
+    }
+
+
+def tissue_values(world: Scene, streams: Sequence[Streams]) -> Float[Tensor, "b t q"]:
+    """Draw the value of each tissue in each sample; what is one per sample (B) is the same in every tissue [SI]."""
+    rows = [parameter.name for parameter in world.model.parameters]
+    tissues = [world.table[name] for name in world.phantom.tissues]
+    u = np.stack([stream.rng("tissues").random((len(tissues), len(rows))) for stream in streams])
+    values = np.empty_like(u)
+    for q, row in enumerate(rows):
+        if row in world.table.per_sample:
+            values[:, :, q] = _ppf(world.table.per_sample[row], u[:, :1, q])
+            continue
+        for t, tissue in enumerate(tissues):
+            values[:, t, q] = _ppf(tissue.values[row], u[:, t, q])
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def _ppf(distribution: Distribution, u: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    # random() can return 0, where an unbounded distribution has no finite value
+    return distribution.ppf(np.maximum(u, np.finfo(float).tiny))
+
+
+def within_tissue(
+    world: Scene, streams: Sequence[Streams], patch: tuple[int, ...]
+) -> tuple[Float[Tensor, "b q *space"], tuple[Variation, ...]]:
+    """Standard normals of every row that varies within a tissue, and how much each row varies."""
+    within = tuple(world.table.within.get(parameter.name, Variation()) for parameter in world.model.parameters)
+    normals = torch.zeros(len(streams), len(within), *patch)
+    for b, stream in enumerate(streams):
+        generator = stream.torch_generator("within")
+        for q, variation in enumerate(within):
+            if variation != Variation():
+                normals[b, q].normal_(generator=generator)
+    return normals, within
+
+
+def mixed_signal(model: SignalModel, anatomy: Anatomy, part: slice) -> Inexact[Tensor, "n b *space"]:
+    """Signal of some of the samples: signals mix, relaxation times do not.
+
+    S = sum_k share_k S(kappa of tissue k)
+    """
+    voxels = anatomy.voxels
+    if voxels.shares.shape[1] == 1:
+        return model(anatomy.kappa[:, part]).mul_(voxels.shares[part, 0])
+    signal = torch.zeros(())
+    for k in range(voxels.shares.shape[1]):
+        kappa = parameter_maps(anatomy.values[part], anatomy.normals[part], anatomy.within, voxels.tissues[part, k])
+        signal = torch.addcmul(signal, model(kappa), voxels.shares[part, k])
+    return signal
+
+
+def add_noise(
+    noise: Noise,
+    signal: Inexact[Tensor, "b n *space"],
+    sigma: Float[Tensor, " b"],
+    streams: Sequence[Streams],
+    out: Float[Tensor, "b n *space"],
+) -> None:
+    """Write the noisy images of some samples into `out`; the normals of each come from its own stream."""
+    normals = [out, *(torch.empty_like(out) for _ in range(noise.channels - 1))]
+    for b, stream in enumerate(streams):
+        generator = stream.torch_generator("noise")
+        for channel in normals:
+            channel[b].normal_(generator=generator)
+    noise.add(signal, sigma.reshape(-1, *(1,) * (signal.ndim - 1)), normals)
+
+
+def draw_sigma(config: GeneratorConfig, streams: Sequence[Streams]) -> Float[Tensor, " b"]:
+    """Noise SD of each sample [units of A]."""
+    u = np.array([stream.rng("sigma").random() for stream in streams])
+    return torch.from_numpy(_ppf(config.noise_model.sigma, u).astype(np.float32))

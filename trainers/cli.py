@@ -1,0 +1,169 @@
+"""The console script `qsim`. Each package keeps its own commands; this file mounts them and reports mistakes.
+
+Nothing heavy is imported here: `qsim --help` stays quick.
+"""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from generators.cli import generate, inspect, verify
+from phantoms.cli import phantom
+from qsim import __version__
+from qsim.errors import InputError
+
+app = typer.Typer(
+    name="qsim",
+    help="Simulate quantitative MRI: data sets from a config, networks trained on them, studies against known truth.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Device(StrEnum):
+    """Where a network runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Registry(StrEnum):
+    """What `qsim list` can list."""
+
+    MODELS = "models"
+    PHANTOMS = "phantoms"
+    ARTEFACTS = "artefacts"
+    ESTIMATORS = "estimators"
+    NETWORKS = "networks"
+    STUDIES = "studies"
+
+
+class Schema(StrEnum):
+    """Configs that `qsim schema` describes."""
+
+    GENERATE = "generate"
+    TRAIN = "train"
+    STUDY = "study"
+
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file.", show_default=False)]
+
+
+def train(
+    config: ConfigFile,
+    out: Annotated[Path, typer.Option(help="Folder of the run: weights, log, config.", show_default=False)],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the same config.")] = False,
+    device: Annotated[Device, typer.Option(help="auto: CUDA if there is one.")] = Device.AUTO,
+) -> None:
+    """Train a network on a data set or on samples made on the fly."""
+    from generators.reading import read_config
+    from trainers.config import TrainConfig
+    from trainers.fit import fit
+
+    fit(read_config(config, TrainConfig), out, resume=resume, device=device.value)
+
+
+def study(
+    config: ConfigFile,
+    out: Annotated[Path, typer.Option(help="Folder for results.csv, report.html, provenance.json.", show_default=False)],
+    workers: Annotated[int, typer.Option(min=1, help="Threads; the numbers do not depend on it.")] = 1,
+) -> None:
+    """Compare estimators on known ground truth: bias, CV, RMSE beside the Cramér-Rao bound."""
+    from generators.reading import read_config
+    from trainers.evaluate import StudyConfig, run_study
+
+    run_study(read_config(config, StudyConfig), out, workers=workers)
+
+
+def list_(
+    what: Annotated[Registry | None, typer.Argument(help="One registry; all if left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List what a config can name."""
+    from trainers.registry import registries
+
+    tables = registries()
+    chosen = {what.value: tables[what.value]} if what else tables
+    if as_json:
+        typer.echo(json.dumps(chosen, indent=2))
+        return
+    for name, rows in chosen.items():
+        typer.echo(name)
+        width = max((len(kind) for kind in rows), default=0)
+        for kind, text in rows.items():
+            typer.echo(f"  {kind:{width}}  {text}")
+        if not rows:
+            typer.echo("  none yet")
+
+
+def schema(what: Annotated[Schema, typer.Argument(help="Which config.")] = Schema.GENERATE) -> None:
+    """Print the JSON Schema of a config, for editors."""
+    from trainers.registry import config_class
+
+    typer.echo(json.dumps(config_class(what.value).model_json_schema(), indent=2))
+
+
+for name, command in {
+    "generate": generate,
+    "inspect": inspect,
+    "verify": verify,
+    "train": train,
+    "study": study,
+    "phantom": phantom,
+    "list": list_,
+    "schema": schema,
+}.items():
+    app.command(name)(command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"qsim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with every error.")] = False,
+) -> None:
+    del version, debug  # --debug may stand anywhere: main() takes it out before typer reads the rest
+
+
+def main() -> None:
+    """Run a command: exit 0; 2 with one clear message for bad input; 1 for a mistake of the program itself."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments)
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, InputError | OSError):
+            _say(_one_line(error))
+            sys.exit(2)
+        _say(f"{type(error).__name__}: {error}\nThis is a mistake in qsim; add --debug for the traceback.")
+        sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'file'}: {error.strerror}"
+    return str(error)
+
+
+def _say(message: str) -> None:
+    print(f"qsim: {message}", file=sys.stderr)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
