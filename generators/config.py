@@ -126,22 +126,22 @@ class GeneratorConfig(RootConfig):
     @property
     def signal_model(self) -> ClosedForm:
         """The signal model."""
-        return self.model  # type: ignore[no-any-return]
+        return self.model
 
     @property
     def noise_model(self) -> AnyNoise:
         """The noise."""
-        return self.noise  # type: ignore[no-any-return]
+        return self.noise
 
     @property
     def tissue_source(self) -> TissueSource:
         """Where the tissue table comes from."""
-        return self.tissues  # type: ignore[no-any-return]
+        return self.tissues
 
     @property
     def phantom_spec(self) -> PhantomSpec:
         """The phantom, not yet read from disk."""
-        return self.phantom  # type: ignore[no-any-return]
+        return self.phantom
 
     @property
     def target_rows(self) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Hashable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,10 +53,10 @@ class _StrictLoader(yaml.SafeLoader):
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem="anchors and aliases (*name) are refused", problem_mark=mark)
-        node: yaml.Node | None = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        node: yaml.Node | None = super().compose_node(parent, index)
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -173,10 +174,10 @@ def _closest(path: str, here: Any, root: type[BaseModel]) -> str:
     known = list(root.model_fields)
     if "." in path:
         given = here if isinstance(here, dict) else {}
-        kinds = (*PHANTOMS, *TISSUE_TABLES, *MODELS, *NOISES, *DISTRIBUTIONS)
+        kinds: tuple[type, ...] = (*PHANTOMS, *TISSUE_TABLES, *MODELS, *NOISES, *DISTRIBUTIONS)
         chosen = [cls for cls in kinds if _default(cls, "kind") == given.get("kind")]
         chosen += [cls for cls in SHAPES if _default(cls, "shape") == given.get("shape")]
-        known = [name for cls in chosen for name in cls.__dataclass_fields__]
+        known = [field.name for cls in chosen for field in fields(cls)]
     close = difflib.get_close_matches(path.rsplit(".", 1)[-1], known, n=1)
     if close:
         return f"; did you mean {close[0]}?"

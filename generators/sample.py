@@ -16,7 +16,7 @@ from torch import Tensor
 
 from generators.config import GeneratorConfig
 from phantoms.base import Crop, Phantom
-from phantoms.maps import Mixture, mixture, parameter_maps
+from phantoms.maps import Mixture, minor_parameters, mixture, parameter_maps
 from qsim.distributions import Distribution, Streams
 from qsim.errors import InputError
 from qsim.kspace.noise import Noise
@@ -81,6 +81,7 @@ def scene(config: GeneratorConfig) -> Scene:
     return _scene(config.canonical)
 
 
+@torch.no_grad()
 def make_samples(config: GeneratorConfig, indices: Sequence[int]) -> Samples:
     """Make the samples of the given indices.
 
@@ -133,11 +134,12 @@ class Truth:
     origin: tuple[int, ...]
 
 
+@torch.no_grad()
 def make_truth(config: GeneratorConfig, index: int) -> Truth:
     """The noise-free sample of an index: the same anatomy, tissues and maps as `make_sample`."""
     anatomy = _anatomy(config, [Streams(config.seed, index)])
     return Truth(
-        signal=mixed_signal(config.signal_model, anatomy, slice(None))[:, 0],
+        signal=mixed_signal(config.signal_model, anatomy, slice(0, 1))[:, 0],
         kappa=anatomy.kappa[:, 0] * (anatomy.voxels.labels[0] > 0),
         labels=anatomy.voxels.labels[0],
         purity=anatomy.voxels.purity[0],
@@ -153,18 +155,14 @@ class Anatomy:
     Attributes:
         crops: where each patch was cut.
         voxels: which tissues share each voxel.
-        values: value of each tissue in each sample [SI].
-        normals: standard normals of the variation within a tissue [1].
-        within: that variation, one for each row.
         kappa: maps of the tissue with the largest share, background included [SI].
+        minor_kappa: parameters of the other tissues, in the order of `voxels.minor` [SI].
     """
 
     crops: Sequence[Crop]
     voxels: Mixture
-    values: Float[Tensor, "b t q"]
-    normals: Float[Tensor, "b q *space"]
-    within: tuple[Variation, ...]
     kappa: Float[Tensor, "q b *space"]
+    minor_kappa: Float[Tensor, "q p"]
 
 
 def _anatomy(config: GeneratorConfig, streams: Sequence[Streams]) -> Anatomy:
@@ -174,7 +172,8 @@ def _anatomy(config: GeneratorConfig, streams: Sequence[Streams]) -> Anatomy:
     values = tissue_values(world, streams)
     normals, within = within_tissue(world, streams, config.patch)
     kappa = parameter_maps(values, normals, within, voxels.majority)
-    return Anatomy(crops, voxels, values, normals, within, kappa)
+    minor_kappa = minor_parameters(values, normals, within, voxels.minor)
+    return Anatomy(crops, voxels, kappa, minor_kappa)
 
 
 def _parts(samples: int, numbers_per_sample: int) -> Iterator[slice]:
@@ -225,14 +224,12 @@ def _ppf(distribution: Distribution, u: Float[np.ndarray, "*n"]) -> Float[np.nda
 def within_tissue(
     world: Scene, streams: Sequence[Streams], patch: tuple[int, ...]
 ) -> tuple[Float[Tensor, "b q *space"], tuple[Variation, ...]]:
-    """Standard normals of every row that varies within a tissue, and how much each row varies."""
+    """Standard normals of every row and voxel, and how much each row varies within a tissue."""
     within = tuple(world.table.within.get(parameter.name, Variation()) for parameter in world.model.parameters)
-    normals = torch.zeros(len(streams), len(within), *patch)
+    normals = torch.empty(len(streams), len(within), *patch)
     for b, stream in enumerate(streams):
-        generator = stream.torch_generator("within")
-        for q, variation in enumerate(within):
-            if variation != Variation():
-                normals[b, q].normal_(generator=generator)
+        # one per row, varying or not: so a row's normals do not depend on which rows vary
+        normals[b].normal_(generator=stream.torch_generator("within"))
     return normals, within
 
 
@@ -241,13 +238,14 @@ def mixed_signal(model: SignalModel, anatomy: Anatomy, part: slice) -> Inexact[T
 
     S = sum_k share_k S(kappa of tissue k)
     """
-    voxels = anatomy.voxels
-    if voxels.shares.shape[1] == 1:
-        return model(anatomy.kappa[:, part]).mul_(voxels.shares[part, 0])
-    signal = torch.zeros(())
-    for k in range(voxels.shares.shape[1]):
-        kappa = parameter_maps(anatomy.values[part], anatomy.normals[part], anatomy.within, voxels.tissues[part, k])
-        signal = torch.addcmul(signal, model(kappa), voxels.shares[part, k])
+    signal = model(anatomy.kappa[:, part]).mul_(anatomy.voxels.purity[part])
+    minor = anatomy.voxels.minor
+    first, last = torch.searchsorted(minor.sample, torch.tensor((part.start, part.stop))).tolist()
+    if last > first:
+        other = model(anatomy.minor_kappa[:, first:last]).mul_(minor.share[first:last])
+        voxels = signal[0, 0].numel()
+        flat = (minor.sample[first:last] - part.start) * voxels + minor.voxel[first:last]
+        signal.reshape(len(signal), -1).index_add_(1, flat, other)
     return signal
 
 

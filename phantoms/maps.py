@@ -10,8 +10,23 @@ from qsim.tissues import Variation
 
 # float32 normals are made from 24-bit uniform numbers: none is larger than sqrt(2 ln 2^24) = 5.8
 _LARGEST_NORMAL = 6.0
-# up to this many tissues, simulating all of them is cheaper than sorting
-_FEW_TISSUES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Minor:
+    """The tissues of voxels that hold more than one, beside the majority tissue; in order of the samples.
+
+    Attributes:
+        sample: which sample.
+        voxel: flat index of the voxel.
+        tissue: index of the tissue.
+        share: its share of the voxel [1].
+    """
+
+    sample: Int[Tensor, " p"]
+    voxel: Int[Tensor, " p"]
+    tissue: Int[Tensor, " p"]
+    share: Float[Tensor, " p"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,18 +34,16 @@ class Mixture:
     """The tissues that share each voxel.
 
     Attributes:
-        shares: share of the k-th tissue [1].
-        tissues: its index in the phantom's `tissues`.
-        labels: 1 + index of the tissue that holds most of the voxel; 0 where the background holds more than any tissue.
         majority: index of the tissue with the largest share.
         purity: that share [1].
+        labels: 1 + `majority`; 0 where the background holds more than any tissue.
+        minor: the other tissues, only where they have a share.
     """
 
-    shares: Float[Tensor, "b k *space"]
-    tissues: Int[Tensor, "b k *space"]
-    labels: UInt8[Tensor, "b *space"]
     majority: Int[Tensor, "b *space"]
     purity: Float[Tensor, "b *space"]
+    labels: UInt8[Tensor, "b *space"]
+    minor: Minor
 
 
 def mixture(fractions: Float[Tensor, "b t *space"], partial_volume: bool) -> Mixture:
@@ -46,16 +59,14 @@ def mixture(fractions: Float[Tensor, "b t *space"], partial_volume: bool) -> Mix
     held = (purity >= background) & (purity > 0)
     labels = torch.where(held, majority + 1, 0).to(torch.uint8)
     if not partial_volume:
-        whole = held.to(fractions.dtype)
-        return Mixture(whole[:, None], majority[:, None], labels, majority, whole)
-    if fractions.shape[1] <= _FEW_TISSUES:
-        order = torch.arange(fractions.shape[1]).reshape(-1, *(1,) * (fractions.ndim - 2)).expand_as(fractions)
-        return Mixture(fractions, order, labels, majority, purity)
-    # of many tissues few share a voxel: put those first, so that the rest need not be simulated
-    shares, tissues = torch.sort(fractions, dim=1, descending=True, stable=True)
-    most = int((shares > 0).sum(1).max())
-    kept = slice(0, max(most, 1))
-    return Mixture(shares[:, kept], tissues[:, kept], labels, majority, purity)
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return Mixture(
+            majority, held.to(fractions.dtype), labels, Minor(nothing, nothing, nothing, fractions.new_zeros(0))
+        )
+    shares = fractions.flatten(2)
+    others = (shares > 0) & (torch.arange(shares.shape[1])[:, None] != majority.flatten(1)[:, None])
+    sample, tissue, voxel = torch.nonzero(others, as_tuple=True)
+    return Mixture(majority, purity, labels, Minor(sample, voxel, tissue, shares[sample, tissue, voxel]))
 
 
 def parameter_maps(
@@ -76,6 +87,18 @@ def parameter_maps(
     index = tissues.reshape(b, -1, 1).expand(-1, -1, q)
     flat = torch.gather(values, 1, index).movedim(-1, 0).reshape(q, *tissues.shape)
     return torch.stack([vary(flat[i], normals[:, i], variation) for i, variation in enumerate(within)])
+
+
+def minor_parameters(
+    values: Float[Tensor, "b t q"],
+    normals: Float[Tensor, "b q *space"],
+    within: tuple[Variation, ...],
+    minor: Minor,
+) -> Float[Tensor, "q p"]:
+    """Parameters of the tissues that are not the majority of their voxel, with the voxel's own variation [SI]."""
+    value = values[minor.sample, minor.tissue]
+    z = normals.flatten(2)[minor.sample, :, minor.voxel]
+    return torch.stack([vary(value[:, q], z[:, q], variation) for q, variation in enumerate(within)])
 
 
 def vary(value: Float[Tensor, "*s"], normals: Float[Tensor, "*s"], variation: Variation) -> Float[Tensor, "*s"]:

@@ -11,7 +11,12 @@ from qsim import __version__
 
 def qsim(*arguments, cwd=None):
     return subprocess.run(
-        [sys.executable, "-m", "trainers.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "trainers.cli", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 

@@ -24,7 +24,13 @@ def test_quickstart(tmp_path):
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
     subprocess.run(["bash", "-euc", shell], cwd=tmp_path, env=environment, check=True, timeout=200)
     result = subprocess.run(
-        [sys.executable, "-c", python], cwd=tmp_path, env=environment, check=True, timeout=100, capture_output=True, text=True
+        [sys.executable, "-c", python],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        timeout=100,
+        capture_output=True,
+        text=True,
     )
     error = float(re.search(r"median T1 error ([+-][\d.]+) %", result.stdout).group(1))
     bound = float(re.search(r"CV at least ([\d.]+) %", result.stdout).group(1))
@@ -34,5 +40,7 @@ def test_quickstart(tmp_path):
 
 
 def test_every_place_that_the_readme_names_exists():
-    for place in re.findall(r"`((?:qsim|phantoms|generators|trainers|configs|docs|benchmarks)/[\w./]*)`", README.read_text()):
+    for place in re.findall(
+        r"`((?:qsim|phantoms|generators|trainers|configs|docs|benchmarks)/[\w./]*)`", README.read_text()
+    ):
         assert (README.parent / place).exists(), place

@@ -5,6 +5,7 @@ Nothing heavy is imported here: `qsim --help` stays quick.
 
 import json
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -59,7 +60,9 @@ ConfigFile = Annotated[Path, typer.Argument(help="YAML file.", show_default=Fals
 def train(
     config: ConfigFile,
     out: Annotated[Path, typer.Option(help="Folder of the run: weights, log, config.", show_default=False)],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the same config.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint of the same config.")
+    ] = False,
     device: Annotated[Device, typer.Option(help="auto: CUDA if there is one.")] = Device.AUTO,
 ) -> None:
     """Train a network on a data set or on samples made on the fly."""
@@ -72,7 +75,9 @@ def train(
 
 def study(
     config: ConfigFile,
-    out: Annotated[Path, typer.Option(help="Folder for results.csv, report.html, provenance.json.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(help="Folder for results.csv, report.html, provenance.json.", show_default=False)
+    ],
     workers: Annotated[int, typer.Option(min=1, help="Threads; the numbers do not depend on it.")] = 1,
 ) -> None:
     """Compare estimators on known ground truth: bias, CV, RMSE beside the Cramér-Rao bound."""
@@ -110,7 +115,7 @@ def schema(what: Annotated[Schema, typer.Argument(help="Which config.")] = Schem
     typer.echo(json.dumps(config_class(what.value).model_json_schema(), indent=2))
 
 
-for name, command in {
+_COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "inspect": inspect,
     "verify": verify,
@@ -119,7 +124,8 @@ for name, command in {
     "phantom": phantom,
     "list": list_,
     "schema": schema,
-}.items():
+}
+for name, command in _COMMANDS.items():
     app.command(name)(command)
 
 

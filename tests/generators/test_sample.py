@@ -67,6 +67,21 @@ def test_a_sample_does_not_depend_on_its_batch(indices, crisp):
             assert torch.equal(getattr(together, name)[row], getattr(alone, name)[0]), name
 
 
+def test_a_sample_does_not_depend_on_the_number_of_threads():
+    """Vector and scalar code of a function may round differently; where the threads split a tensor must not show."""
+    c = config(tissues={"kind": "sabidussi2021", "within": "authors"})
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = make_samples(c, range(8))
+        torch.set_num_threads(3)
+        three = make_samples(c, range(8))
+    finally:
+        torch.set_num_threads(before)
+    for name in Samples.__slots__:
+        assert torch.equal(getattr(one, name), getattr(three, name)), name
+
+
 @pytest.mark.parametrize("crisp", [False, True])
 def test_signals_mix_by_share_and_maps_are_those_of_the_majority(crisp):
     """Worked out in numpy from the shares of the phantom and the drawn values: sum_t f_t |A (1 - B exp(-TI / T1))|."""

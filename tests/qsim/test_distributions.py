@@ -89,9 +89,7 @@ def test_streams_are_independent_and_repeatable():
     stream = Streams(seed=3, index=5)
     again = Streams(seed=3, index=5)
     assert stream.rng("noise").random() == again.rng("noise").random()
-    first = {
-        Streams(seed, index).rng(stage).random() for seed in (0, 1) for index in (0, 1, 2) for stage in ("a", "b")
-    }
+    first = {Streams(seed, index).rng(stage).random() for seed in (0, 1) for index in (0, 1, 2) for stage in ("a", "b")}
     assert len(first) == 12
     x = torch.empty(50_000).normal_(generator=stream.torch_generator("noise"))
     y = torch.empty(50_000).normal_(generator=again.torch_generator("noise"))

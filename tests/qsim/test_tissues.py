@@ -53,7 +53,7 @@ def test_a_relaxation_time_that_reaches_zero_is_refused():
 
 
 def test_milliseconds_are_refused():
-    with pytest.raises(ValueError, match="in seconds.*divide by 1000"):
+    with pytest.raises(ValueError, match=r"in seconds.*divide by 1000"):
         Tissue(name="gm", values={"T1": Constant(value=1400.0)}, source="a table in ms")
 
 

@@ -1,0 +1,103 @@
+"""`qsim phantom`: what it writes, and that it writes all or nothing."""
+
+import json
+
+import nibabel
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from phantoms import MNI, Geometry
+from phantoms.base import as_fractions
+from phantoms.cli import phantom
+from phantoms.export import labels_of, write
+from phantoms.geometry import Disc
+from qsim.errors import InputError
+
+app = typer.Typer()
+app.command()(phantom)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_geometry_is_written(tmp_path):
+    out = tmp_path / "out"
+    result = run("geometry", "--out", out, "--split", "test")
+    assert result.exit_code == 0, result.output
+    assert sorted(f.name for f in out.iterdir()) == ["fractions.nii.gz", "labels.nii.gz", "phantom.json", "phantom.png"]
+    fractions = nibabel.load(out / "fractions.nii.gz")
+    labels = np.asarray(nibabel.load(out / "labels.nii.gz").dataobj)
+    about = json.loads((out / "phantom.json").read_text())
+    assert about["tissues"] == ["csf", "gm", "wm"]
+    assert about["split"] == "test"
+    assert about["subject_written"] == 1
+    assert fractions.shape == (*labels.shape, 3)
+    np.testing.assert_allclose(fractions.header.get_zooms()[:3], about["spacing_mm"])
+    # the outer ball, 85 mm
+    total = np.asarray(fractions.dataobj).sum(dtype=float) * 8
+    assert total == pytest.approx(4 / 3 * np.pi * 85**3, rel=1e-5)
+    centre = tuple(n // 2 for n in labels.shape)
+    assert about["labels"][str(labels[centre])] == "csf"
+    assert labels[0, 0, 0] == 0
+
+
+def test_mni_lies_in_world_coordinates(tmp_path):
+    spec = MNI()
+    loaded = spec.load("train", 2)
+    write(loaded, spec, "train", tmp_path / "out")
+    image = nibabel.load(tmp_path / "out" / "fractions.nii.gz")
+    np.testing.assert_array_equal(image.affine[:3, 3], [-98, -134, -72])
+    np.testing.assert_array_equal(np.moveaxis(np.asarray(image.dataobj), -1, 0), as_fractions(loaded.volumes[0]))
+
+
+def test_flat_phantom(tmp_path):
+    spec = Geometry(size=(20, 30), spacing_mm=(1.0, 2.0), shapes=(Disc(tissue="gm", radius_mm=5.0),))
+    write(spec.load("train", 0), spec, "train", tmp_path / "flat")
+    assert nibabel.load(tmp_path / "flat" / "fractions.nii.gz").shape == (20, 30, 1, 1)
+
+
+def test_majority_label():
+    fractions = np.array([[0.3, 0.5, 0.2, 0.1], [0.3, 0.1, 0.2, 0.9]], dtype=np.float32)
+    # background holds 0.4, 0.4, 0.6, 0
+    np.testing.assert_array_equal(labels_of(fractions), [0, 1, 0, 2])
+
+
+def test_existing_folder_is_not_touched(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    result = run("geometry", "--out", tmp_path / "out")
+    assert isinstance(result.exception, InputError)
+    assert "exists already" in str(result.exception)
+    assert [f.name for f in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("phantoms.export.picture", full_disk)
+    result = run("geometry", "--out", tmp_path / "out")
+    assert isinstance(result.exception, InputError)
+    assert "No space left" in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("moon",), "NAME: moon is neither mni nor geometry"),
+        (("geometry", "--split", "all"), "--split: got all"),
+        (("geometry", "--slice-axis", "3"), "slice_axis: got 3"),
+        ((__file__, "--labels", "other"), "--labels"),
+        ((__file__, "--block", "0"), "--block"),
+        ((__file__,), "cannot be read as NIfTI"),
+    ],
+)
+def test_bad_input(tmp_path, arguments, message):
+    result = run(*arguments, "--out", tmp_path / "out")
+    assert isinstance(result.exception, InputError), result.exception
+    assert message in str(result.exception)
+    assert not (tmp_path / "out").exists()
