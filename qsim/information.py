@@ -32,7 +32,9 @@ def jacobian(model: SignalModel, kappa: Float[Tensor, "q *space"]) -> Inexact[Te
     if isinstance(model, DifferentiableModel):
         return model.jacobian(kappa)
     n_rows = kappa.shape[0]
-    tangents = torch.eye(n_rows, dtype=kappa.dtype, device=kappa.device).reshape(n_rows, n_rows, *(1,) * (kappa.ndim - 1))
+    tangents = torch.eye(n_rows, dtype=kappa.dtype, device=kappa.device).reshape(
+        n_rows, n_rows, *(1,) * (kappa.ndim - 1)
+    )
     rows = [torch.func.jvp(model, (kappa,), (t.expand_as(kappa).contiguous(),))[1] for t in tangents]
     return torch.stack(rows)
 
@@ -171,8 +173,10 @@ def fisher_information(
         sigma: noise SD, a number or broadcastable against the voxels [units of A].
     """
     rows = jacobian(model, kappa.double())
-    information = torch.einsum("in...,jn...->ij...", rows.conj(), rows).real if rows.is_complex() else torch.einsum(
-        "in...,jn...->ij...", rows, rows
+    information = (
+        torch.einsum("in...,jn...->ij...", rows.conj(), rows).real
+        if rows.is_complex()
+        else torch.einsum("in...,jn...->ij...", rows, rows)
     )
     return information / torch.as_tensor(sigma, dtype=torch.float64, device=kappa.device) ** 2
 

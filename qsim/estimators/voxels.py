@@ -1,0 +1,110 @@
+"""From images to a list of voxels and back, and what can be said about each of them."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from qsim.errors import InputError
+from qsim.estimators.base import Status, check_series, computable
+from qsim.information import fisher_information, invert_information
+from qsim.parameters import Parameter
+from qsim.signals.base import SignalModel
+
+Known = Mapping[str, Tensor] | Mapping[str, float] | None
+
+
+def gather(
+    images: Float[Tensor, "n *space"], model: SignalModel, mask: Bool[Tensor, "*space"] | None
+) -> tuple[Float[Tensor, "n v"], Bool[Tensor, "*space"]]:
+    """The voxels that can be estimated, and where they are.
+
+    Raises: InputError if the series or the mask does not fit.
+    """
+    try:
+        check_series(images, model)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if mask is not None and mask.shape != images.shape[1:]:
+        raise InputError(
+            f"mask: has shape {tuple(mask.shape)}, the images {tuple(images.shape[1:])}; give one value per voxel"
+        )
+    where = computable(images, mask)
+    # all voxels in: a view, without the copy that indexing makes
+    return (images.flatten(1) if bool(where.all()) else images[:, where]), where
+
+
+def scatter(values: Float[Tensor, "q v"], where: Bool[Tensor, "*space"]) -> Float[Tensor, "q *space"]:
+    """Put voxel values back in place; NaN elsewhere."""
+    maps = values.new_full((values.shape[0], *where.shape), torch.nan)
+    maps[:, where] = values
+    return maps
+
+
+def statuses(
+    kappa: Float[Tensor, "q v"],
+    parameters: Sequence[Parameter],
+    converged: Bool[Tensor, " v"],
+    where: Bool[Tensor, "*space"],
+    fixed: Sequence[str] = (),
+) -> UInt8[Tensor, "*space"]:
+    """Status per voxel: at bound if an estimated row lies on an end of its range (to 1e-6 of it).
+
+    Args:
+        fixed: rows that were known, whose bounds say nothing.
+    """
+    at_bound = torch.zeros_like(converged)
+    for row, parameter in zip(kappa, parameters, strict=True):
+        if parameter.name in fixed:
+            continue
+        # float32 maps: seven digits
+        at_bound |= row <= parameter.lower + 1e-6 * abs(parameter.lower)
+        at_bound |= row >= parameter.upper * (1 - 1e-6)
+    status = torch.full(where.shape, int(Status.NOT_COMPUTED), dtype=torch.uint8, device=where.device)
+    found = torch.where(at_bound, int(Status.AT_BOUND), int(Status.OK))
+    status[where] = torch.where(converged, found, int(Status.NOT_CONVERGED)).to(torch.uint8)
+    return status
+
+
+def known_map(
+    known: Known, name: str, where: Bool[Tensor, "*space"], allowed: Sequence[str]
+) -> Float[Tensor, " v_or_1"] | None:
+    """The known values of one parameter at the voxels, or None.
+
+    Raises: InputError if `known` holds something that the method cannot use, or its shape does not fit.
+    """
+    if known is None:
+        return None
+    for given in known:
+        if given not in allowed:
+            remedy = f"it can use {', '.join(allowed)}" if allowed else "it cannot use any"
+            raise InputError(f"known.{given}: this method cannot use a known {given} with this model; {remedy}")
+    if name not in known:
+        return None
+    value = torch.as_tensor(known[name], dtype=torch.float64, device=where.device)
+    if value.ndim == 0:
+        value = value.reshape(1)
+    elif value.shape == where.shape:
+        value = value[where]
+    else:
+        raise InputError(f"known.{name}: has shape {tuple(value.shape)}, the images {tuple(where.shape)}")
+    if not bool(torch.isfinite(value).all()):
+        raise InputError(
+            f"known.{name}: holds values that are not finite; give numbers, or leave those voxels out by the mask"
+        )
+    return value
+
+
+def noise_covariance(
+    model: SignalModel, kappa: Float[Tensor, "q v"], sigma: Float[Tensor, " v_or_1"], fixed: Sequence[str]
+) -> Float[Tensor, "q q v"]:
+    """Inverse Fisher information at the estimate; 0 for rows that were known, inf where not identifiable [SI^2]."""
+    information = fisher_information(model, kappa, sigma)
+    free = [i for i, p in enumerate(model.parameters) if p.name not in fixed]
+    covariance = torch.zeros_like(information)
+    inverse = invert_information(information[free][:, free])
+    for i, row in enumerate(free):
+        for j, column in enumerate(free):
+            covariance[row, column] = inverse[i, j]
+    return covariance

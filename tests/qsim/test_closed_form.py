@@ -1,0 +1,139 @@
+"""Closed-form signals: special values, derivatives, limits, refusals."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from qsim.signals import (
+    DifferentiableModel,
+    InversionRecovery,
+    InversionRecovery2P,
+    SignalModel,
+    SpinEcho,
+    SpinLock,
+    T2Prep,
+)
+from tests.published import TE_PREP, TI_31
+
+MODELS = (
+    InversionRecovery(ti=TI_31),
+    InversionRecovery(ti=TI_31, signed=True),
+    InversionRecovery2P(ti=TI_31),
+    InversionRecovery2P(ti=TI_31, signed=True),
+    T2Prep(te_prep=TE_PREP),
+    SpinLock(tsl=(0.0, 0.01, 0.03, 0.05)),
+    SpinEcho(te=(0.16, 0.01, 0.08)),
+)
+RANGES = {"A": (0.2, 1.3), "B": (1.5, 2.0), "T1": (0.4, 4.0), "T2": (0.03, 0.2), "T1RHO": (0.02, 0.1)}
+
+
+def identify(model):
+    return f"{model.kind}-{getattr(model, 'signed', '')}"
+
+
+def random_maps(model, shape, seed=0):
+    rng = np.random.default_rng(seed)
+    return torch.tensor(np.stack([rng.uniform(*RANGES[p.name], shape) for p in model.parameters]))
+
+
+def double(*numbers):
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def test_recovery_at_special_times():
+    """Zero time: A (1 - B). The null: T1 log B. One T1 with a perfect inversion: A (1 - 2 / e)."""
+    t1 = 0.9
+    model = InversionRecovery(ti=(0.0, t1 * math.log(1.8), t1, 30.0), signed=True)
+    signal = model(double(0.7, 1.8, t1))
+    np.testing.assert_allclose(signal, [0.7 * -0.8, 0.0, 0.7 * (1 - 1.8 / math.e), 0.7], atol=1e-12)
+    magnitude = InversionRecovery(ti=model.ti)(double(0.7, 1.8, t1))
+    np.testing.assert_allclose(magnitude, signal.abs())
+
+
+def test_two_parameters_are_three_with_b_2():
+    two = InversionRecovery2P(ti=TI_31)(double(0.8, 1.1))
+    np.testing.assert_allclose(two, InversionRecovery(ti=TI_31)(double(0.8, 2.0, 1.1)))
+
+
+@pytest.mark.parametrize(
+    "model", [T2Prep(te_prep=(0.0, 0.08)), SpinLock(tsl=(0.0, 0.08)), SpinEcho(te=(0.0, 0.08))], ids=identify
+)
+def test_decay_at_special_times(model):
+    np.testing.assert_allclose(model(double(0.6, 0.08)), [0.6, 0.6 / math.e])
+
+
+def test_signal_of_white_matter():
+    """By hand: A .65, B 1.9, T1 780 ms at TI 139 and 937 ms; A .65, T2 80 ms at 160 ms."""
+    signal = InversionRecovery(ti=(0.139, 0.937))(double(0.65, 1.9, 0.78))
+    np.testing.assert_allclose(signal, [0.383412, 0.278502], atol=1e-6)
+    np.testing.assert_allclose(T2Prep(te_prep=(0.16,))(double(0.65, 0.08)), [0.0879679], atol=1e-7)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=identify)
+def test_protocols(model):
+    assert isinstance(model, SignalModel)
+    assert isinstance(model, DifferentiableModel)
+    assert model(random_maps(model, (2, 3))).shape == (model.n_images, 2, 3)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=identify)
+def test_jacobian_against_central_differences(model):
+    kappa = random_maps(model, (3, 5))
+    found = model.jacobian(kappa)
+    for row in range(len(kappa)):
+        h = torch.zeros_like(kappa)
+        h[row] = 1e-6 * kappa[row]
+        numeric = (model(kappa + h) - model(kappa - h)) / (2 * h[row])
+        # second-order differences of relative step 1e-6 in float64
+        torch.testing.assert_close(found[row], numeric, rtol=1e-6, atol=1e-8 * float(numeric.abs().max()))
+
+
+@pytest.mark.parametrize("model", MODELS, ids=identify)
+def test_jacobian_against_autograd(model):
+    kappa = random_maps(model, (4,))
+    full = torch.func.jacrev(model)(kappa)
+    torch.testing.assert_close(model.jacobian(kappa), torch.einsum("nvqv->qnv", full), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=identify)
+def test_voxels_do_not_mix(model):
+    kappa = random_maps(model, (6,))
+    one_by_one = torch.stack([model(voxel) for voxel in kappa.unbind(1)], 1)
+    torch.testing.assert_close(model(kappa), one_by_one, rtol=0, atol=0)
+    lifted = torch.vmap(model, in_dims=1, out_dims=1)(kappa)
+    torch.testing.assert_close(lifted, one_by_one, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=identify)
+def test_float32_against_float64(model):
+    kappa = random_maps(model, (20,))
+    # float32 has 1.2e-7; a recovery near its null loses what A is larger
+    torch.testing.assert_close(model(kappa.float()).double(), model(kappa), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("cls", "field"),
+    [(InversionRecovery, "ti"), (InversionRecovery2P, "ti"), (T2Prep, "te_prep"), (SpinLock, "tsl"), (SpinEcho, "te")],
+    ids=lambda x: getattr(x, "__name__", x),
+)
+class TestRefusals:
+    def test_milliseconds(self, cls, field):
+        with pytest.raises(ValueError, match=f"{field} must be in seconds, got 320; divide by 1000"):
+            cls(**{field: (10.0, 80.0, 320.0)})
+
+    @pytest.mark.parametrize(
+        ("times", "message"),
+        [((), "is empty"), ((0.1, math.nan), "finite"), ((math.inf,), "finite"), ((-0.1, 0.2), "not be negative")],
+    )
+    def test_nonsense(self, cls, field, times, message):
+        with pytest.raises(ValueError, match=f"^{field} .*{message}"):
+            cls(**{field: times})
+
+
+def test_median_decides_for_inversion_times():
+    """One long delay is a plateau; many are milliseconds."""
+    InversionRecovery(ti=(0.1, 1.0, 15.0))
+    with pytest.raises(ValueError, match="milliseconds"):
+        InversionRecovery(ti=(0.1, 15.0, 15.0))

@@ -1,0 +1,174 @@
+"""Bounds against published numbers, gradients against finite differences and against each other."""
+
+import numpy as np
+import pytest
+import torch
+
+from qsim.information import crb, fisher_information, jacobian, likelihood_gradient, negative_log_likelihood
+from qsim.signals import InversionRecovery, InversionRecovery2P, SpinLock, T2Prep
+from tests.published import (
+    CV_T1_FREE_KNOWN,
+    CV_T1_GM_KNOWN,
+    CV_T1_GM_SHARED,
+    CV_T2_WM,
+    TABLE_1,
+    TE_PREP,
+    TI_31,
+)
+
+IR = InversionRecovery(ti=TI_31)
+MODELS = (
+    IR,
+    InversionRecovery(ti=TI_31, signed=True),
+    InversionRecovery2P(ti=TI_31),
+    T2Prep(te_prep=TE_PREP),
+    SpinLock(tsl=(0.001, 0.01, 0.03, 0.05)),
+)
+
+
+class Plain:
+    """A model without a closed-form Jacobian."""
+
+    def __init__(self, model):
+        self.model = model
+        self.parameters, self.n_images = model.parameters, model.n_images
+
+    def __call__(self, kappa):
+        return self.model(kappa)
+
+
+def tissue(name, b=1.9):
+    a, t1, _ = TABLE_1[name]
+    return torch.tensor([a, b, t1], dtype=torch.float64)
+
+
+def random_maps(model, shape, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = {"A": (0.4, 1.2), "B": (1.5, 2.0), "T1": (0.5, 4.0), "T2": (0.02, 0.3), "T1RHO": (0.02, 0.2)}
+    return torch.tensor(np.stack([rng.uniform(*rows[p.name], shape) for p in model.parameters]))
+
+
+@pytest.mark.parametrize("name", ["gm", "wm", "csf"])
+def test_t1_bound_of_the_paper(name):
+    free, known = CV_T1_FREE_KNOWN[name]
+    # printed with two digits
+    assert float(crb(IR, tissue(name), 0.065).cv[2]) == pytest.approx(free, rel=0.01)
+    assert float(crb(IR, tissue(name), 0.065, known=("B",)).cv[2]) == pytest.approx(known, rel=0.02)
+
+
+def test_shared_b_bound():
+    for n, cv in CV_T1_GM_SHARED.items():
+        bound = crb(IR, tissue("gm"), 0.0255, shared=("B",), n_voxels=n)
+        # printed with three digits; the source's voxels may have varied
+        assert float(bound.cv[2]) == pytest.approx(cv, rel=0.01)
+    assert float(crb(IR, tissue("gm"), 0.0255, known=("B",)).cv[2]) == pytest.approx(CV_T1_GM_KNOWN, rel=0.01)
+
+
+def test_t2_bound():
+    for sigma, cv in CV_T2_WM.items():
+        kappa = torch.tensor([0.65, 0.08], dtype=torch.float64)
+        assert float(crb(T2Prep(te_prep=TE_PREP), kappa, sigma).cv[1]) == pytest.approx(cv, rel=0.015)
+
+
+def test_shared_bound_is_the_inverse_of_the_whole_matrix():
+    """The Schur complement against the full Fisher matrix of all voxels, inverted by numpy."""
+    kappa = torch.stack([tissue("gm"), tissue("wm"), tissue("csf")], 1)
+    rows = IR.jacobian(kappa).numpy()
+    n_voxels = 3
+    design = np.zeros((n_voxels * IR.n_images, 2 * n_voxels + 1))
+    for v in range(n_voxels):
+        block = slice(v * IR.n_images, (v + 1) * IR.n_images)
+        design[block, 2 * v], design[block, 2 * v + 1], design[block, -1] = rows[0, :, v], rows[2, :, v], rows[1, :, v]
+    sd = 0.02 * np.sqrt(np.diag(np.linalg.inv(design.T @ design)))
+    bound = crb(IR, kappa, 0.02, shared=("B",)).sd
+    np.testing.assert_allclose(bound[0], sd[0:-1:2], rtol=1e-8)
+    np.testing.assert_allclose(bound[2], sd[1:-1:2], rtol=1e-8)
+    np.testing.assert_allclose(bound[1], sd[-1], rtol=1e-8)
+    copies = crb(IR, kappa, 0.02, shared=("B",), n_voxels=7).sd
+    np.testing.assert_allclose(copies, crb(IR, kappa.repeat(1, 7), 0.02, shared=("B",)).sd[:, :3], rtol=1e-10)
+
+
+def test_order_of_the_three_bounds():
+    free, shared, known = (
+        crb(IR, tissue("wm"), 0.03, **options).sd
+        for options in ({}, {"shared": ("B",), "n_voxels": 50}, {"known": ("B",)})
+    )
+    assert bool((free >= shared).all())
+    assert bool((shared >= known).all())
+    assert float(known[1]) == 0.0
+    # one voxel that shares B with nobody is free
+    torch.testing.assert_close(crb(IR, tissue("wm"), 0.03, shared=("B",)).sd, free)
+
+
+def test_unidentifiable_is_infinite():
+    two = InversionRecovery(ti=(0.1, 0.5))
+    bound = crb(two, tissue("wm"), 0.01)
+    assert not bool(bound.identifiable.any())
+    assert bool(crb(two, tissue("wm"), 0.01, known=("B",)).identifiable.all())
+    # without signal only A is known
+    dark = crb(IR, torch.tensor([0.0, 1.9, 1.0], dtype=torch.float64), 0.01)
+    assert dark.identifiable.tolist() == [True, False, False]
+    # a shared B is carried by the voxels that can tell it
+    mixed = torch.tensor([[0.8, 0.0], [1.9, 1.9], [1.0, 1.0]], dtype=torch.float64)
+    assert crb(IR, mixed, 0.01, shared=("B",)).identifiable.tolist() == [[True, True], [True, True], [True, False]]
+
+
+def test_bound_refuses_unknown_names():
+    with pytest.raises(ValueError, match=r"known: the model has no parameter 'T2'"):
+        crb(IR, tissue("wm"), 0.01, known=("T2",))
+    with pytest.raises(ValueError, match="cannot be shared and known"):
+        crb(IR, tissue("wm"), 0.01, known=("B",), shared=("B",))
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.kind)
+def test_jacobian_by_autograd_and_by_formula(model):
+    kappa = random_maps(model, (3, 4))
+    torch.testing.assert_close(jacobian(Plain(model), kappa), jacobian(model, kappa), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("per_sigma2", [True, False])
+@pytest.mark.parametrize("per_n", [True, False])
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.kind)
+def test_gradient_is_that_of_the_likelihood(model, per_sigma2, per_n):
+    kappa = random_maps(model, (2, 3, 5))
+    rng = np.random.default_rng(1)
+    images = model(kappa) + 0.05 * torch.tensor(rng.standard_normal((model.n_images, 2, 3, 5)))
+    sigma = torch.tensor([0.01, 0.2], dtype=torch.float64)[:, None, None]
+    options = {"per_sigma2": per_sigma2, "per_n": per_n}
+    found = likelihood_gradient(model, kappa, images, sigma, **options)
+    for row in range(len(model.parameters)):
+        h = torch.zeros_like(kappa)
+        h[row] = 1e-6
+        up, down = (negative_log_likelihood(model, kappa + s * h, images, sigma, **options) for s in (1, -1))
+        numeric = (up - down) / 2e-6
+        # central differences of step 1e-6; kinks of the modulus are missed by these generic points
+        torch.testing.assert_close(found[row], numeric, rtol=1e-5, atol=1e-5 * float(numeric.abs().max()))
+
+
+def test_fast_gradient_equals_the_recorded_one_and_can_be_differentiated():
+    kappa = random_maps(IR, (4, 6))
+    images = IR(kappa) + 0.02
+    fast = likelihood_gradient(IR, kappa, images, 0.1)
+    recorded = kappa.clone().requires_grad_()
+    slow = likelihood_gradient(IR, recorded, images, 0.1)
+    torch.testing.assert_close(fast, slow.detach(), rtol=1e-10, atol=1e-10)
+    (second,) = torch.autograd.grad(slow.sum(), recorded)
+    assert bool((second != 0).any())
+    with torch.inference_mode():
+        torch.testing.assert_close(likelihood_gradient(IR, kappa, images, 0.1), fast)
+    # float32 as networks use it: seven digits, less the cancellation of the residual
+    single = likelihood_gradient(IR, kappa.float(), images.float(), 0.1)
+    torch.testing.assert_close(single.double(), fast, rtol=1e-4, atol=1e-4 * float(fast.abs().max()))
+
+
+def test_gradient_needs_sigma():
+    kappa = random_maps(IR, (2,))
+    with pytest.raises(ValueError, match="sigma is needed"):
+        likelihood_gradient(IR, kappa, IR(kappa))
+
+
+def test_fisher_of_a_known_variance():
+    """One image of A alone: information 1 / sigma^2."""
+    model = T2Prep(te_prep=(0.0,))
+    information = fisher_information(model, torch.tensor([0.7, 0.05]), 0.2)
+    np.testing.assert_allclose(information, [[25.0, 0.0], [0.0, 0.0]])

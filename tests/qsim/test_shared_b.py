@@ -1,0 +1,127 @@
+"""The fit with one B: against the bound, against an independent profile, and its edges."""
+
+import numpy as np
+import pytest
+import torch
+
+from qsim.errors import InputError
+from qsim.estimators import Status, build_estimator
+from qsim.information import crb
+from qsim.signals import InversionRecovery, InversionRecovery2P, T2Prep
+from tests.published import TABLE_1, TI_31
+
+IR = InversionRecovery(ti=TI_31)
+
+
+def mixed_tissues(n, b, seed=0):
+    """Equal parts of grey and white matter and CSF, A and T1 within 5 % of the Table 1 means."""
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.tensor([TABLE_1[name][:2] for name in ("gm", "wm", "csf")], dtype=torch.float64)
+    rows = table[torch.arange(n) % 3].T * (1 + 0.05 * torch.randn(2, n, generator=generator, dtype=torch.float64))
+    return torch.stack((rows[0], torch.full((n,), b, dtype=torch.float64), rows[1])), generator
+
+
+def noisy(model, kappa, sigma, generator):
+    clean = model(kappa)
+    return clean + sigma * torch.randn(clean.shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("b", [1.2, 1.5, 1.95])
+def test_noise_free_round_trip(b, signed):
+    model = InversionRecovery(ti=TI_31, signed=signed)
+    kappa, _ = mixed_tissues(300, b)
+    found = build_estimator("shared-b", model)(model(kappa))
+    # float32 sums: B to about 1e-3, and 2.5 times that in A and T1 of CSF, which lies along the valley
+    torch.testing.assert_close(found.kappa, kappa, rtol=5e-3, atol=0)
+    assert bool((found.kappa[1] == found.kappa[1, 0]).all())
+    assert bool((found.status == Status.OK).all())
+
+
+@pytest.mark.parametrize(("b", "snr"), [(1.5, 100), (1.8, 30), (1.95, 30), (1.95, 100)])
+def test_efficient_and_unbiased_per_tissue(b, snr):
+    """RMSE / bound in [0.95, 1.1] and |bias| under 0.2 bound, where the bound's CV is under 12 %."""
+    sigma, n, repeats = 0.65 / snr, 3000, 6
+    kappa, generator = mixed_tissues(n, b, seed=snr)
+    bound = crb(IR, kappa, sigma, shared=("B",))
+    estimate = build_estimator("shared-b", IR)
+    error = torch.stack([estimate(noisy(IR, kappa, sigma, generator)).kappa - kappa for _ in range(repeats)])
+    relative = error[:, 2] / bound.sd[2]
+    for tissue in range(3):
+        voxels = relative[:, tissue::3]
+        assert float(bound.cv[2, tissue::3].max()) < 12
+        assert 0.95 < float(voxels.square().mean().sqrt()) < 1.1
+        # B, the common part of the error, is drawn only `repeats` times: its own SD is part of every voxel's bound
+        assert abs(float(voxels.mean())) < 0.2
+    scaled = error[:, 1, 0] / bound.sd[1, 0]
+    # six draws of one standard normal: SD of the mean .41
+    assert abs(float(scaled.mean())) < 1.3
+
+
+@pytest.mark.parametrize("snr", [10, 30])
+def test_b_maximises_the_profile_likelihood(snr):
+    """Against brute force: for each B the best atom of a fine dictionary in float64, per voxel."""
+    kappa, generator = mixed_tissues(90, 1.8, seed=1)
+    sigma = 0.65 / snr
+    images = noisy(IR, kappa, sigma, generator)
+    found = build_estimator("shared-b", IR)(images)
+    ti = torch.tensor(TI_31, dtype=torch.float64)
+    decay = torch.exp(-ti / torch.logspace(-2, np.log10(6), 4000, dtype=torch.float64)[:, None])
+
+    def profile(b):
+        atoms = (1 - b * decay).abs()
+        atoms = atoms / atoms.norm(dim=1, keepdim=True)
+        return float((images.square().sum(0) - (atoms @ images).clamp_min(0).square().amax(0)).sum() / (2 * sigma**2))
+
+    b_found = float(found.kappa[1, 0])
+    grid = np.linspace(b_found - 0.3, b_found + 0.3, 61)
+    lowest = min(profile(b) for b in grid)
+    # a log-likelihood .02 below the best is a fifth of a standard error of B away
+    assert profile(b_found) < lowest + 0.02
+
+
+def test_sampled_search_finds_the_maximum_of_all_voxels():
+    """With many voxels B is searched on some of them first; the result is the maximum over all."""
+    kappa, generator = mixed_tissues(30000, 1.85, seed=2)
+    images = noisy(IR, kappa, 0.0255, generator).float()
+    found = build_estimator("shared-b", IR)(images)
+    bound = crb(IR, kappa, 0.0255, shared=("B",))
+    assert abs(float(found.kappa[1, 0]) - 1.85) < 4 * float(bound.sd[1, 0])
+
+
+def test_known_b_equals_the_voxel_fit():
+    kappa, generator = mixed_tissues(60, 1.9, seed=3)
+    images = noisy(IR, kappa, 0.01, generator)
+    shared = build_estimator("shared-b", IR)(images, known={"B": 1.9})
+    voxel = build_estimator("least-squares", IR)(images, known={"B": 1.9})
+    # float32, and one Newton step less
+    torch.testing.assert_close(shared.kappa, voxel.kappa, rtol=1e-3, atol=0)
+
+
+def test_mask_zeros_and_nan():
+    kappa, _ = mixed_tissues(64, 1.9, seed=4)
+    images = IR(kappa).reshape(31, 8, 8).float()
+    images[:, 0, 0], images[5, 1, 1] = 0, torch.nan
+    mask = torch.ones(8, 8, dtype=torch.bool)
+    mask[7] = False
+    images[:, 7] = 5.0
+    found = build_estimator("shared-b", IR)(images, mask=mask)
+    computed = mask.clone()
+    computed[0, 0] = computed[1, 1] = False
+    assert bool(((found.status == Status.NOT_COMPUTED) == ~computed).all())
+    assert bool((torch.isnan(found.kappa).all(0) == ~computed).all())
+    # what lies outside has no say in B
+    assert float(found.kappa[1, 2, 2]) == pytest.approx(1.9, abs=2e-3)
+    nothing = build_estimator("shared-b", IR)(images, mask=torch.zeros_like(mask))
+    assert bool((nothing.status == Status.NOT_COMPUTED).all())
+
+
+@pytest.mark.parametrize("model", [T2Prep(te_prep=(0.01, 0.1)), InversionRecovery2P(ti=TI_31)], ids=lambda m: m.kind)
+def test_needs_a_model_with_b(model):
+    with pytest.raises(InputError, match="shared-b needs a model with B"):
+        build_estimator("shared-b", model)
+
+
+def test_refuses_a_map_of_b():
+    with pytest.raises(InputError, match=r"known.B: shared-b takes one number"):
+        build_estimator("shared-b", IR)(torch.ones(31, 3), known={"B": torch.tensor([1.8, 1.9, 2.0])})
