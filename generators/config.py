@@ -115,6 +115,10 @@ class GeneratorConfig(RootConfig):
             raise ValueError("noise: kind signed needs a signed model; set model.signed: true")
         if signed and not noise.signed:
             raise ValueError("noise: a signed model needs kind: signed; gaussian and rician noise end in a magnitude")
+        if self.store == "maps" and self.partial_volume:
+            raise ValueError(
+                "store: maps holds the majority tissue only and cannot mix signals; set partial_volume: false, or store: images"
+            )
         table = self.tissue_source.table()
         for tissue in table.tissues:
             missing = [row for row in rows if row not in tissue.values and row not in table.per_sample]

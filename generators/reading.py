@@ -147,7 +147,8 @@ def _sentence(path: str, here: Any, mistake: ErrorDetails, root: type[BaseModel]
     if kind == "union_tag_not_found":
         return f"{path}.kind: missing"
     key = path.rsplit(".", 1)[-1]
-    if kind == "literal_error" and _names(key) and given not in _names(key):
+    in_union = any(step in _PLAIN_UNIONS for step in mistake["loc"])
+    if kind == "literal_error" and in_union and given not in _names(key):
         # every member of the union complains; one line is enough
         return f"{path}: got {given!r}, wanted one of {', '.join(map(repr, _names(key)))}"
     if kind == "dataclass_type":

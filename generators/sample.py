@@ -20,7 +20,7 @@ from phantoms.maps import Mixture, minor_parameters, mixture, parameter_maps
 from qsim.distributions import Distribution, Streams
 from qsim.errors import InputError
 from qsim.kspace.noise import Noise
-from qsim.signals.base import SignalModel
+from qsim.signals.base import CoherentModel
 from qsim.tissues import TissueTable, Variation
 
 # numbers of a part whose images fit the processor's second-level cache together
@@ -56,7 +56,7 @@ class Scene:
 
     phantom: Phantom
     table: TissueTable
-    model: SignalModel
+    model: CoherentModel
 
 
 @lru_cache(maxsize=4)
@@ -121,7 +121,7 @@ class Truth:
     """One sample before noise: what a study draws its realisations around.
 
     Attributes:
-        signal: noise-free images [units of A].
+        signal: coherent signal without noise; the images are its modulus unless the model is signed [units of A].
         kappa, labels, purity: as in `Samples`.
         subject, origin: where it was cut.
     """
@@ -233,16 +233,16 @@ def within_tissue(
     return normals, within
 
 
-def mixed_signal(model: SignalModel, anatomy: Anatomy, part: slice) -> Inexact[Tensor, "n b *space"]:
-    """Signal of some of the samples: signals mix, relaxation times do not.
+def mixed_signal(model: CoherentModel, anatomy: Anatomy, part: slice) -> Inexact[Tensor, "n b *space"]:
+    """Coherent signal of some of the samples: signals mix, before any modulus; relaxation times do not.
 
     S = sum_k share_k S(kappa of tissue k)
     """
-    signal = model(anatomy.kappa[:, part]).mul_(anatomy.voxels.purity[part])
+    signal = model.coherent(anatomy.kappa[:, part]).mul_(anatomy.voxels.purity[part])
     minor = anatomy.voxels.minor
     first, last = torch.searchsorted(minor.sample, torch.tensor((part.start, part.stop))).tolist()
     if last > first:
-        other = model(anatomy.minor_kappa[:, first:last]).mul_(minor.share[first:last])
+        other = model.coherent(anatomy.minor_kappa[:, first:last]).mul_(minor.share[first:last])
         voxels = signal[0, 0].numel()
         flat = (minor.sample[first:last] - part.start) * voxels + minor.voxel[first:last]
         signal.reshape(len(signal), -1).index_add_(1, flat, other)

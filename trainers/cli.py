@@ -79,12 +79,13 @@ def study(
         Path, typer.Option(help="Folder for results.csv, report.html, provenance.json.", show_default=False)
     ],
     workers: Annotated[int, typer.Option(min=1, help="Threads; the numbers do not depend on it.")] = 1,
+    device: Annotated[Device, typer.Option(help="Where networks run; fits run on the CPU.")] = Device.CPU,
 ) -> None:
     """Compare estimators on known ground truth: bias, CV, RMSE beside the Cramér-Rao bound."""
     from generators.reading import read_config
     from trainers.evaluate import StudyConfig, run_study
 
-    run_study(read_config(config, StudyConfig), out, workers=workers)
+    run_study(read_config(config, StudyConfig), out, workers=workers, device=device.value)
 
 
 def list_(

@@ -13,12 +13,14 @@ _GROUP = "qsim.estimators"
 
 
 def _least_squares(model: SignalModel) -> Estimator:
+    """Voxel-wise least squares: variable projection with exact sign enumeration, every parameter free."""
     from qsim.estimators.least_squares import LeastSquares
 
     return LeastSquares(model)  # type: ignore[arg-type]  # refuses what it cannot fit
 
 
 def _shared_b(model: SignalModel) -> Estimator:
+    """Least squares with one B for the whole mask (profile likelihood)."""
     from qsim.estimators.shared_b import SharedB
 
     return SharedB(model)

@@ -50,7 +50,7 @@ class Noise(Protocol):
         """Noisy images, written into the memory of the first of the `channels` tensors of standard normals.
 
         Args:
-            signal: as the model returns it: signed if `signed`, else a magnitude [units of A].
+            signal: coherent signal, before any modulus [units of A].
             sigma: noise SD, broadcastable [units of A].
             normals: independent standard normals, one tensor per channel; overwritten.
         """
@@ -97,8 +97,8 @@ class GaussianNoise:
     def add(
         self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*ones"], normals: Sequence[Float[Tensor, "*s"]]
     ) -> Float[Tensor, "*s"]:
-        """m = s + sigma z, with the magnitude s."""
-        return torch.addcmul(signal, normals[0], sigma, out=normals[0])
+        """m = |s| + sigma z."""
+        return torch.addcmul(signal.abs(), normals[0], sigma, out=normals[0])
 
     def log_density(
         self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*ones"]

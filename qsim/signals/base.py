@@ -35,6 +35,15 @@ class SignalModel(Protocol):
 
 
 @runtime_checkable
+class CoherentModel(SignalModel, Protocol):
+    """A model that gives its signal before the modulus, which is what adds up within a voxel."""
+
+    def coherent(self, kappa: Float[Tensor, "q *space"]) -> Inexact[Tensor, "n *space"]:
+        """Signed or complex signal [units of A]; the images are its modulus unless the model keeps the sign."""
+        ...
+
+
+@runtime_checkable
 class DifferentiableModel(SignalModel, Protocol):
     """A model that knows its derivatives in closed form."""
 

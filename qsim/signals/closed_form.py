@@ -87,9 +87,13 @@ class InversionRecovery:
         """Timings of the series [s]."""
         return self.ti
 
-    def __call__(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "n *space"]:
+    def coherent(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "n *space"]:
+        """Signed signal [units of A]."""
         a, b, t1 = kappa
-        signal = recovery(a, b, t1, time_axis(self.ti, t1))
+        return recovery(a, b, t1, time_axis(self.ti, t1))
+
+    def __call__(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "n *space"]:
+        signal = self.coherent(kappa)
         return signal if self.signed else signal.abs_()
 
     def jacobian(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "q n *space"]:
@@ -131,9 +135,13 @@ class InversionRecovery2P:
         """Timings of the series [s]."""
         return self.ti
 
-    def __call__(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "n *space"]:
+    def coherent(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "n *space"]:
+        """Signed signal [units of A]."""
         a, t1 = kappa
-        signal = recovery(a, torch.full_like(a, 2.0), t1, time_axis(self.ti, t1))
+        return recovery(a, torch.full_like(a, 2.0), t1, time_axis(self.ti, t1))
+
+    def __call__(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "n *space"]:
+        signal = self.coherent(kappa)
         return signal if self.signed else signal.abs_()
 
     def jacobian(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "q n *space"]:
@@ -177,6 +185,10 @@ class T2Prep:
         a, t2 = kappa
         return decay(a, t2, time_axis(self.te_prep, t2))
 
+    def coherent(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "n *space"]:
+        """The same: a decay keeps its sign [units of A]."""
+        return self(kappa)
+
     def jacobian(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "q n *space"]:
         a, t2 = kappa
         return _decay_jacobian(a, t2, time_axis(self.te_prep, t2))
@@ -213,6 +225,10 @@ class SpinLock:
         a, t1rho = kappa
         return decay(a, t1rho, time_axis(self.tsl, t1rho))
 
+    def coherent(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "n *space"]:
+        """The same: a decay keeps its sign [units of A]."""
+        return self(kappa)
+
     def jacobian(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "q n *space"]:
         a, t1rho = kappa
         return _decay_jacobian(a, t1rho, time_axis(self.tsl, t1rho))
@@ -248,6 +264,10 @@ class SpinEcho:
     def __call__(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "n *space"]:
         a, t2 = kappa
         return decay(a, t2, time_axis(self.te, t2))
+
+    def coherent(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "n *space"]:
+        """The same: a decay keeps its sign [units of A]."""
+        return self(kappa)
 
     def jacobian(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "q n *space"]:
         a, t2 = kappa

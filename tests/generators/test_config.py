@@ -82,6 +82,7 @@ def test_the_digest_leaves_out_the_number_of_samples_only():
         ("targets", ["T2"], "targets: T2 is no row of the model"),
         ("model", {"kind": "spin_lock", "tsl": [0.0, 0.01]}, "tissues: csf has no T1RHO"),
         ("artefacts", [{"kind": "rf_spike"}], "artefacts: none are available in this version"),
+        ("store", "maps", "store: maps holds the majority tissue only"),
         ("split", "tarin", "split: input should be 'train' or 'test'"),
     ],
 )

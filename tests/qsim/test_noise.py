@@ -29,7 +29,8 @@ def test_snr_refers_to_white_matter():
 
 @pytest.mark.parametrize(("noise", "mean"), [(GaussianNoise(sigma=SIGMA), 0.3), (SignedNoise(sigma=SIGMA), -0.3)])
 def test_gaussian_moments(noise, mean):
-    images = drawn(noise, mean, 0.2).numpy()
+    # the modulus comes before the noise, unless the sign is kept
+    images = drawn(noise, -0.3, 0.2).numpy()
     # 4 standard errors of the mean; SD of an SD: sigma / sqrt(2 n)
     assert images.mean() == pytest.approx(mean, abs=4 * 0.2 / N**0.5)
     assert images.std() == pytest.approx(0.2, abs=4 * 0.2 / (2 * N) ** 0.5)

@@ -1,0 +1,161 @@
+"""The commands generate, inspect and verify. Heavy imports stay inside them, so that `qsim --help` is quick."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qsim.errors import InputError
+
+if TYPE_CHECKING:
+    from generators.preview import Summary
+    from generators.store import PatchStore
+
+Progress = Callable[[int, int], None]
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Patch store made by qsim generate.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, in SI units, instead of a table.")]
+
+
+def generate(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Generator config (YAML).")],
+    out: Annotated[Path, typer.Option(metavar="STORE.zarr", help="Where the patch store goes.")],
+    samples: Annotated[int | None, typer.Option(help="Samples to make, instead of the config's number.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Shards made at a time; all cores if not given.")] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Dask scheduler (tcp://host:port), or `threads` or `processes` here."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a patch store that is there.")] = False,
+) -> None:
+    """Make a patch store from a config; goes on with an unfinished store of the same config, or grows one."""
+    from generators.build import build
+    from generators.config import GeneratorConfig
+    from generators.reading import read_config
+
+    if workers is not None and scheduler is not None and "://" in scheduler:
+        raise InputError("--workers: does not go with the address of a scheduler, whose workers are started apart")
+    chosen = read_config(config, GeneratorConfig)
+    if samples is not None:
+        if samples < 1:
+            raise InputError(f"--samples: must be at least 1, got {samples}")
+        chosen = chosen.model_copy(update={"samples": samples})
+    with _bar("generate", "samples") as progress:
+        built = build(
+            chosen,
+            out,
+            workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+            scheduler=scheduler or "threads",
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if built.made == 0:
+        typer.echo(f"{out}: {built.samples} samples, all there already")
+        return
+    rate = built.made / built.seconds
+    typer.echo(f"{out}: {built.samples} samples, {built.made} made in {built.seconds:.1f} s ({rate:.0f} per second)")
+
+
+def inspect(
+    store: StorePath,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write one page with pictures.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is inside a patch store: counts, ranges per tissue and parameter, SNR, provenance."""
+    from dataclasses import asdict
+
+    from generators.preview import summarise, write_page
+    from generators.store import PatchStore
+
+    opened = PatchStore(store)
+    with _bar("inspect", "samples") as progress:
+        summary = summarise(opened, progress)
+    if as_json:
+        attributes = opened.attributes.model_dump(mode="json")
+        typer.echo(json.dumps({**asdict(summary), "attributes": attributes}, indent=1, allow_nan=False))
+    else:
+        _print_summary(summary, opened)
+    if html is not None:
+        write_page(opened, summary, html)
+        if not as_json:
+            typer.echo(f"page: {html}")
+
+
+def verify(store: StorePath, as_json: AsJson = False) -> None:
+    """Read every shard of a patch store and compare it with its recorded checksum; exit 1 if one is not whole."""
+    from generators import store as stores
+
+    with _bar("verify", "shards") as progress:
+        wrong = stores.verify(store, progress)
+    if as_json:
+        typer.echo(json.dumps({"path": str(store), "whole": not wrong, "wrong": wrong}, indent=1))
+    elif wrong:
+        typer.echo("\n".join(wrong))
+    else:
+        typer.echo(f"{store}: every shard is present and of its recorded checksum")
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _print_summary(summary: "Summary", store: "PatchStore") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from generators.preview import megabytes, shown
+
+    attributes = store.attributes
+    console = Console(highlight=False)
+    times = [1000 * time for time in summary.times_s]
+    console.print(
+        f"{summary.path}: {summary.samples} samples of {' x '.join(map(str, summary.patch))} voxels, "
+        f"{summary.images} images ({summary.dtype}), {min(times):g} to {max(times):g} ms\n"
+        f"model {attributes.config['model']['kind']}, {attributes.split}\n"
+        f"noise {attributes.noise}: sigma {summary.sigma[0]:.3g} to {summary.sigma[1]:.3g}, "
+        f"SNR {summary.snr[0]:.3g} to {summary.snr[1]:.3g} ({attributes.snr})\n"
+        f"{megabytes(summary.bytes_on_disk)} on disk, {megabytes(summary.bytes_decoded)} in memory; "
+        f"{100 * summary.mixed:.1f} % of the tissue voxels are mixed, "
+        f"{100 * summary.background:.1f} % of all are background\n"
+        f"table {attributes.table}; truncation: {attributes.truncation}\n"
+        f"made {attributes.provenance.created} by qsim {attributes.versions.qsim}, torch {attributes.versions.torch}, "
+        f"commit {attributes.provenance.commit or 'unknown'}; digest {attributes.digest[:12]}",
+        soft_wrap=True,
+    )
+    table = Table("tissue", "voxels", "parameter")
+    for name in ("lowest", "mean", "SD", "highest"):
+        table.add_column(name, justify="right")
+    for row in summary.rows:
+        numbers = (shown(number, row.unit) for number in (row.low, row.mean, row.sd, row.high))
+        table.add_row(row.tissue, f"{100 * row.share:.1f} %", row.parameter, *numbers)
+    console.print(table)
+
+
+@contextmanager
+def _bar(what: str, unit: str) -> Iterator[Progress | None]:
+    """A progress bar with rate and time left on a terminal; None elsewhere, where the last line says it all."""
+    from rich import progress as bars
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+
+    class Rate(bars.ProgressColumn):
+        def render(self, task: bars.Task) -> Text:
+            return Text(f"{task.speed:.0f} {unit}/s" if task.speed else "")
+
+    columns = (
+        bars.TextColumn(what),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        Rate(),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("left"),
+    )
+    with bars.Progress(*columns, console=console, transient=True) as shown:
+        task = shown.add_task(what, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)

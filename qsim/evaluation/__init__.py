@@ -1,0 +1,1 @@
+"""Monte Carlo studies of estimators: metrics, the study itself, its table and its report."""
