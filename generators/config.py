@@ -117,7 +117,8 @@ class GeneratorConfig(RootConfig):
             raise ValueError("noise: a signed model needs kind: signed; gaussian and rician noise end in a magnitude")
         if self.store == "maps" and self.partial_volume:
             raise ValueError(
-                "store: maps holds the majority tissue only and cannot mix signals; set partial_volume: false, or store: images"
+                "store: maps holds the majority tissue only and cannot mix signals; set partial_volume: false, "
+                "or store: images"
             )
         table = self.tissue_source.table()
         for tissue in table.tissues:

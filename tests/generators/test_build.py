@@ -97,7 +97,7 @@ def test_float16_rounds_the_images_once(generator_config: Make, tmp_path: Path) 
 
 
 def test_maps_only(generator_config: Make, tmp_path: Path) -> None:
-    config = generator_config(store="maps")
+    config = generator_config(store="maps", partial_volume=False)
     build(config, tmp_path / "s.zarr")
     store = PatchStore(tmp_path / "s.zarr")
     assert "images" not in store.arrays

@@ -100,7 +100,7 @@ def test_inspect_prints_milliseconds(folder: Path) -> None:
     "changes",
     [
         {},
-        {"store": "maps", "model": {"kind": "t2_prep", "te_prep": [0.01, 0.08]}},
+        {"store": "maps", "partial_volume": False, "model": {"kind": "t2_prep", "te_prep": [0.01, 0.08]}},
         {
             "phantom": {"kind": "mni"},
             "patch": [5, 6, 7],

@@ -84,7 +84,7 @@ def test_a_sample_does_not_depend_on_the_number_of_threads():
 
 @pytest.mark.parametrize("crisp", [False, True])
 def test_signals_mix_by_share_and_maps_are_those_of_the_majority(crisp):
-    """Worked out in numpy from the shares of the phantom and the drawn values: sum_t f_t A (1 - B exp(-TI / T1)), signed."""
+    """In numpy, from the shares of the phantom and the drawn values: sum_t f_t A (1 - B exp(-TI / T1)), signed."""
     c = config(tissues=plain_table(), partial_volume=not crisp)
     truth = make_truth(c, 4)
     drawn = draws(c, 4)["tissues"]
