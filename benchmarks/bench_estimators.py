@@ -55,6 +55,7 @@ def bench_least_squares(n: int, n_curve_fit: int, n_oracle: int) -> None:
     print(f"least-squares, 31 images, float32, {n} voxels; curve_fit on {n_curve_fit}; oracle on {n_oracle} per row")
     print("snr   tissue  voxels/CPU-s  curve_fit   ratio  at bound  failures (ours, curve_fit) of the oracle's voxels")
     for snr in (10.0, 30.0, 100.0):
+        per_voxel: list[tuple[float, float]] = []
         for tissue in TISSUES:
             images = spread_voxels(tissue, n, snr, rng)
             single = torch.tensor(images, dtype=torch.float32)
@@ -70,10 +71,13 @@ def bench_least_squares(n: int, n_curve_fit: int, n_oracle: int) -> None:
                 lost += other is None or recovery_objective(other, TI, images[:, v]) > lowest * (1 + 1e-6)
             bound = float((found.status == Status.AT_BOUND).float().mean())
             rate, reference = n / ours, n_curve_fit / slow
+            per_voxel.append((1 / rate, 1 / reference))
             print(
                 f"{snr:3.0f}   {tissue:5s} {rate:12.0f} {reference:10.0f} {rate / reference:8.0f} "
                 f"{100 * bound:7.1f} %   {failed}, {lost} of {n_oracle}"
             )
+        rate, reference = (len(per_voxel) / sum(column) for column in zip(*per_voxel, strict=True))
+        print(f"{snr:3.0f}   pooled {rate:12.0f} {reference:10.0f} {rate / reference:8.0f}   (as many voxels of each)")
 
 
 def bench_shared_b(n: int) -> None:
