@@ -1,0 +1,104 @@
+"""The training config: what a YAML file for `qsim train` may say."""
+
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from generators.config import Count, GeneratorConfig, RootConfig, Seed
+from trainers.networks import NETWORKS, MappingNetwork
+from trainers.tasks import TASKS, MappingTask
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _union(kinds: tuple[type, ...]) -> Any:
+    return Annotated[reduce(or_, kinds), Field(discriminator="kind")]
+
+
+class DataConfig(RootConfig):
+    """Where the patches come from: a store on disk, or a generator config whose samples are made while training.
+
+    Both give the same batches for the same generator config (a float32 store of images, that is).
+
+    Attributes:
+        store: path of a patch store; a relative one is relative to the working directory.
+        generate: a generator config, written out.
+        memory_gb: a store larger than this [10^9 bytes] is not preloaded but read in shuffled blocks.
+        workers: processes that load or generate; 0: the training process itself. They change no number.
+    """
+
+    store: Path | None = None
+    generate: GeneratorConfig | None = None
+    memory_gb: Positive = 8.0
+    workers: Annotated[int, Field(strict=True, ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "DataConfig":
+        if (self.store is None) == (self.generate is None):
+            raise ValueError("data: give either store (a path) or generate (a generator config)")
+        return self
+
+
+class TrainConfig(RootConfig):
+    """How a network is trained.
+
+    Attributes:
+        seed: of the starting weights and the order of the samples.
+        data: where the patches come from.
+        task: what is learned.
+        targets: rows of kappa to be learned; all of the model's if not given.
+        network: by `kind`.
+        iterations: updates of the weights.
+        batch: samples per update, over all devices.
+        lr: learning rate of Adam, at its highest.
+        schedule: `constant`, or `cosine`: half a cosine from `lr` to 0 over the iterations.
+        warmup: iterations over which the rate rises linearly to `lr`.
+        clip: the gradient of all weights together is scaled down to this norm; null: never.
+        precision: `auto` is bf16 where the processor multiplies it in hardware, else fp32.
+        validation: share of the samples, the last of the data set, that is kept for validation.
+        validate_every, checkpoint_every, log_every: iterations.
+    """
+
+    seed: Seed
+    data: DataConfig
+    task: _union(TASKS)  # type: ignore[valid-type]
+    targets: tuple[str, ...] = ()
+    network: _union(NETWORKS)  # type: ignore[valid-type]
+    iterations: Count
+    batch: Count
+    lr: Positive
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: Annotated[int, Field(strict=True, ge=0)] = 0
+    clip: Positive | None = 1.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    validation: Share = 0.05
+    validate_every: Count = 500
+    checkpoint_every: Count = 500
+    log_every: Count = 20
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "TrainConfig":
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"targets: a name occurs twice in {', '.join(self.targets)}")
+        if self.warmup >= self.iterations:
+            raise ValueError(f"warmup must be shorter than the training, got {self.warmup} of {self.iterations}")
+        if self.mapping_task.kind != self.mapping_network.kind:
+            raise ValueError(
+                f"network.kind is {self.mapping_network.kind}, which task.kind {self.mapping_task.kind} cannot train"
+            )
+        return self
+
+    # the unions above are built at run time; these give them their types
+    @property
+    def mapping_network(self) -> MappingNetwork:
+        """The network, as the config names it."""
+        return self.network
+
+    @property
+    def mapping_task(self) -> MappingTask:
+        """The task, as the config names it."""
+        return self.task

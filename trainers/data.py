@@ -1,0 +1,300 @@
+"""Batches for training, each a pure function of (config, iteration).
+
+The samples of the training are numbered by a position: the k-th sample of iteration i has position i batch + k. A
+position names an epoch and a sample of the data set, whose order is drawn from (seed, epoch). So an interrupted run
+goes on exactly where it stopped, and neither the number of workers nor of devices changes what an iteration sees.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from generators.config import GeneratorConfig
+from generators.sample import make_samples
+from generators.store import PatchStore, StoredSamples
+from qsim.distributions import Streams
+from qsim.errors import InputError
+
+# samples that a store which does not fit into memory reads together, and how many such blocks are mixed
+_BLOCK, _MIXED = 512, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Training examples.
+
+    Attributes:
+        images: noisy series; None where it is simulated from the maps on the device [units of A].
+        kappa: true maps, 0 in the background [SI].
+        labels: 0 is background.
+        purity: share of the majority tissue [1].
+        sigma: noise SD per real channel [units of A].
+        positions: number of each example in the training.
+    """
+
+    images: Float[Tensor, "b n *space"] | None
+    kappa: Float[Tensor, "b q *space"]
+    labels: UInt8[Tensor, "b *space"]
+    purity: Float[Tensor, "b *space"]
+    sigma: Float[Tensor, " b"]
+    positions: Int[Tensor, " b"]
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with a function applied to each of its tensors."""
+        return Batch(
+            images=None if self.images is None else function(self.images),
+            kappa=function(self.kappa),
+            labels=function(self.labels),
+            purity=function(self.purity),
+            sigma=function(self.sigma),
+            positions=function(self.positions),
+        )
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on another device."""
+        return self.apply(lambda tensor: tensor.to(device, non_blocking=True))
+
+    @property
+    def series(self) -> Float[Tensor, "b n *space"]:
+        """The images.
+
+        Raises: ValueError if they have not been simulated yet.
+        """
+        if self.images is None:
+            raise ValueError("the batch holds maps only; simulate it first")
+        return self.images
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Samples by index."""
+
+    @property
+    def config(self) -> GeneratorConfig:
+        """What the data set is made of."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def order(self, seed: int, epoch: int, n: int) -> Int[np.ndarray, " n"]:
+        """Order of the first n samples in an epoch."""
+        ...
+
+    def take(self, indices: Sequence[int]) -> Batch:
+        """The samples of the given indices."""
+        ...
+
+
+def _permutation(seed: int, epoch: int, n: int) -> Int[np.ndarray, " n"]:
+    return Streams(seed, epoch).rng("order").permutation(n)
+
+
+def _batch(samples: StoredSamples) -> Batch:
+    positions = torch.zeros(len(samples), dtype=torch.int64)
+    return Batch(samples.images, samples.kappa, samples.labels, samples.purity, samples.sigma, positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Samples that are made when they are asked for; an epoch is `config.samples`."""
+
+    config: GeneratorConfig
+
+    def __len__(self) -> int:
+        return self.config.samples
+
+    def order(self, seed: int, epoch: int, n: int) -> Int[np.ndarray, " n"]:
+        return _permutation(seed, epoch, n)
+
+    def take(self, indices: Sequence[int]) -> Batch:
+        samples = make_samples(self.config, list(indices))
+        images = None if self.config.store == "maps" else samples.images
+        positions = torch.zeros(len(indices), dtype=torch.int64)
+        return Batch(images, samples.kappa, samples.labels, samples.purity, samples.sigma, positions)
+
+
+class Preloaded:
+    """A store that is read into memory once."""
+
+    def __init__(self, store: PatchStore) -> None:
+        self._samples = _batch(store.read(0, len(store)))
+        self.config = store.config
+
+    def __len__(self) -> int:
+        return int(self._samples.sigma.shape[0])
+
+    def order(self, seed: int, epoch: int, n: int) -> Int[np.ndarray, " n"]:
+        return _permutation(seed, epoch, n)
+
+    def take(self, indices: Sequence[int]) -> Batch:
+        wanted = torch.as_tensor(np.asarray(indices))
+        return self._samples.apply(lambda tensor: tensor[wanted])
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sample: a `Batch` without its first axis."""
+
+    images: Tensor | None
+    kappa: Tensor
+    labels: Tensor
+    purity: Tensor
+    sigma: Tensor
+    positions: Tensor
+
+
+class Blocks:
+    """A store that stays on disk: the order of blocks is shuffled, and the samples of a few blocks together.
+
+    Random access to single samples of a store is several times slower; blocks that are read whole cost little more
+    than memory. Two samples far apart in the store therefore seldom meet in a batch.
+    """
+
+    def __init__(self, store: PatchStore, block: int = _BLOCK, mixed: int = _MIXED) -> None:
+        self._store = store
+        self._block, self._mixed = block, mixed
+        self._held: dict[int, StoredSamples] = {}
+        self.config = store.config
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def order(self, seed: int, epoch: int, n: int) -> Int[np.ndarray, " n"]:
+        rng = Streams(seed, epoch).rng("order")
+        starts = rng.permutation(np.arange(0, n, self._block))
+        blocks = [np.arange(start, min(start + self._block, n)) for start in starts]
+        groups = [np.concatenate(blocks[i : i + self._mixed]) for i in range(0, len(blocks), self._mixed)]
+        return np.concatenate([rng.permutation(group) for group in groups])
+
+    def take(self, indices: Sequence[int]) -> Batch:
+        rows = [self._row(index // self._block, index % self._block) for index in indices]
+        images = [row.images for row in rows if row.images is not None]
+        return Batch(
+            images=torch.stack(images) if images else None,
+            kappa=torch.stack([row.kappa for row in rows]),
+            labels=torch.stack([row.labels for row in rows]),
+            purity=torch.stack([row.purity for row in rows]),
+            sigma=torch.stack([row.sigma for row in rows]),
+            positions=torch.stack([row.positions for row in rows]),
+        )
+
+    def _row(self, block: int, row: int) -> Row:
+        if block not in self._held:
+            # a batch spans two groups at most; the blocks before them are not needed again
+            while len(self._held) >= 2 * self._mixed:
+                del self._held[next(iter(self._held))]
+            lo = block * self._block
+            self._held[block] = self._store.read(lo, min(lo + self._block, len(self._store)))
+        held = self._held[block]
+        images = None if held.images is None else held.images[row]
+        position = torch.zeros((), dtype=torch.int64)
+        return Row(images, held.kappa[row], held.labels[row], held.purity[row], held.sigma[row], position)
+
+
+def open_store(store: PatchStore, memory_gb: float) -> Source:
+    """A store in memory if it fits into `memory_gb` [10^9 bytes], else in shuffled blocks."""
+    return Preloaded(store) if store.nbytes <= memory_gb * 1e9 else Blocks(store)
+
+
+class PatchDataset(Dataset[Batch]):
+    """Training examples by position.
+
+    Args:
+        source: where the samples come from.
+        seed: of the order of the samples.
+        n: samples to train on, the first of the source.
+    """
+
+    def __init__(self, source: Source, seed: int, n: int) -> None:
+        if not 0 < n <= len(source):
+            raise InputError(f"data: {n} samples to train on, but the data set holds {len(source)}")
+        self.source, self.seed, self.n = source, seed, n
+        # epochs follow each other; a batch touches two of them at most
+        self._order = lru_cache(maxsize=2)(self._draw_order)
+
+    def _draw_order(self, epoch: int) -> Int[np.ndarray, " n"]:
+        return self.source.order(self.seed, epoch, self.n)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"source": self.source, "seed": self.seed, "n": self.n}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def index(self, position: int) -> int:
+        """Sample of the data set at a position of the training."""
+        epoch, place = divmod(position, self.n)
+        return int(self._order(epoch)[place])
+
+    def __getitem__(self, position: int) -> Batch:
+        """One example, with a sample axis of length 1."""
+        return self.__getitems__([position])
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        """The examples of the given positions together."""
+        batch = self.source.take([self.index(position) for position in positions])
+        return replace(batch, positions=torch.tensor(positions, dtype=torch.int64))
+
+
+def _whole(batch: Any) -> Any:
+    # the data set has put the batch together already
+    return batch
+
+
+def loader(
+    dataset: PatchDataset, first: int, last: int, batch: int, *, rank: int = 0, ranks: int = 1, workers: int = 0
+) -> Iterator[Batch]:
+    """Batches of the iterations `first` to `last` - 1.
+
+    Args:
+        dataset: examples by position.
+        first, last: iterations.
+        batch: samples per iteration, over all ranks.
+        rank, ranks: this device among all; it gets every `ranks`-th sample of an iteration.
+        workers: processes that load ahead; 0: this one.
+    """
+    positions = [list(range(i * batch + rank, (i + 1) * batch, ranks)) for i in range(first, last)]
+    context = "spawn" if workers else None
+    return iter(
+        DataLoader(
+            dataset, batch_sampler=positions, collate_fn=_whole, num_workers=workers, multiprocessing_context=context
+        )
+    )
+
+
+def simulate(batch: Batch, config: GeneratorConfig, seed: int) -> Batch:
+    """Series of a batch of maps, with a noise level and noise that are new for every position of the training.
+
+    The noise is drawn on the batch's device: the same from run to run, not the same on another kind of device.
+
+    Args:
+        batch: with maps; returned as it is if it has images.
+        config: model and noise of the data set.
+        seed: of the training.
+    """
+    if batch.images is not None:
+        return batch
+    noise, model = config.noise_model, config.signal_model
+    streams = [Streams(seed, int(position)) for position in batch.positions]
+    u = np.array([stream.rng("training sigma").random() for stream in streams])
+    sigma = torch.from_numpy(noise.sigma.ppf(np.maximum(u, np.finfo(float).tiny)).astype(np.float32)).to(
+        batch.kappa.device
+    )
+    inside = batch.labels > 0
+    # a relaxation time of 0 in the background is no number for the model
+    kappa = torch.where(inside[:, None], batch.kappa, 1.0)
+    signal = (model(kappa.movedim(1, 0)) * inside).movedim(1, 0)
+    normals = [torch.empty_like(signal, memory_format=torch.contiguous_format) for _ in range(noise.channels)]
+    for i, stream in enumerate(streams):
+        generator = stream.torch_generator("training noise", batch.kappa.device)
+        for channel in normals:
+            channel[i].normal_(generator=generator)
+    images = noise.add(signal, sigma.reshape(-1, *(1,) * (signal.ndim - 1)), normals)
+    return replace(batch, images=images, sigma=sigma)

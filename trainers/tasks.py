@@ -1,0 +1,156 @@
+"""What is learned: a loss over a batch, and how the trained network is read as an estimator."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from qsim.errors import InputError
+from qsim.estimators.base import Estimator
+from qsim.parameters import Parameter
+from qsim.signals.base import SignalModel
+from qsim.values import value
+from trainers.data import Batch
+from trainers.losses import squared_error
+from trainers.networks import MappingNetwork
+from trainers.networks.coordinates import Coordinates
+
+# weights of rows in the loss
+Weights = Mapping[str, Annotated[float, Field(gt=0)]]
+
+
+class Task(Protocol):
+    """What is learned."""
+
+    def loss(self, net: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Terms of the loss; `total` is minimised."""
+        ...
+
+    def metrics(self, net: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Sums over a validation batch: `count`, and what is to be divided by it."""
+        ...
+
+    def predictor(self, net: nn.Module) -> Estimator:
+        """The network as an estimator."""
+        ...
+
+
+@value
+class RIMTask:
+    """Supervised maps by a recurrent inference machine, loss averaged over its steps.
+
+    Attributes:
+        weighting: how the samples of a batch add up. `equal`: mean of their squared errors: the noisiest weigh most.
+            `root`: mean of the roots of their mean squared errors: a sample weighs by how well it can be solved.
+        weights: of a row in the loss, by name; 1 if not given. An error of a relaxation time is relative.
+        purity: voxels whose majority tissue has a smaller share are left out of the loss: their stored truth is that of
+            the majority tissue, their signal is not [1].
+    """
+
+    kind: Literal["rim"] = "rim"
+    weighting: Literal["equal", "root"] = "root"
+    weights: Weights = field(default_factory=dict)
+    purity: Annotated[float, Field(ge=0, le=1)] = 0.9
+
+
+@value
+class ResNetTask:
+    """Supervised maps by a residual network.
+
+    Attributes:
+        weighting, weights, purity: as for the RIM.
+    """
+
+    kind: Literal["resnet"] = "resnet"
+    weighting: Literal["equal", "root"] = "root"
+    weights: Weights = field(default_factory=dict)
+    purity: Annotated[float, Field(ge=0, le=1)] = 0.9
+
+
+TASKS = (RIMTask, ResNetTask)
+MappingTask = RIMTask | ResNetTask
+
+
+@dataclass(frozen=True, slots=True)
+class Supervised:
+    """The two tasks above, matched to a signal model: the maps of a simulation are the truth.
+
+    Attributes:
+        spec: the task as the config names it.
+        network: the network as the config names it.
+        model: signal model of the data.
+        targets: rows in the loss and in the estimate.
+    """
+
+    spec: MappingTask
+    network: MappingNetwork
+    model: SignalModel
+    targets: tuple[str, ...]
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """Coordinates in which the network learns all rows of the model."""
+        return Coordinates(self.parameters, self.network.logarithmic)
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Rows of the network's answer: the whole model for a network that evaluates it, else the targets."""
+        if self.network.any_length:
+            return tuple(self.model.parameters)
+        return tuple(p for p in self.model.parameters if p.name in self.targets)
+
+    def _rows(self, of: tuple[Parameter, ...]) -> list[int]:
+        return [i for i, p in enumerate(of) if p.name in self.targets]
+
+    def _solve(
+        self, net: nn.Module, batch: Batch, last_only: bool
+    ) -> tuple[Float[Tensor, "b j q *space"], Float[Tensor, "b q *space"], Bool[Tensor, "b *space"]]:
+        """Coordinates of answer and truth of the target rows, and the voxels that count."""
+        sigma = batch.sigma.reshape(-1, 1, 1)
+        u = net(batch.series, sigma, last_only)[:, :, self._rows(self.parameters)]
+        inside = (batch.labels > 0) & (batch.purity >= self.spec.purity)
+        every = Coordinates(tuple(self.model.parameters), self.coordinates.logarithmic)
+        truth = every.encode(every.fill(batch.kappa, ~inside))[:, self._rows(every.parameters)]
+        return u, truth, inside
+
+    def loss(self, net: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        u, truth, inside = self._solve(net, batch, last_only=False)
+        names = [p.name for p in self.model.parameters if p.name in self.targets]
+        weights = u.new_tensor([self.spec.weights.get(name, 1.0) for name in names])
+        error = squared_error(u, truth, inside, weights)
+        if self.spec.weighting == "root":
+            # the root of 0 has no slope; 1e-3 is far below the noise of any sample
+            error = torch.sqrt(error + 1e-6)
+        return {"total": error.mean()}
+
+    def metrics(self, net: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Sum over labelled voxels of the squared error of each target's coordinate, as `mse_<name>`."""
+        u, truth, inside = self._solve(net, batch, last_only=True)
+        error = torch.where(inside[:, None], u[:, -1] - truth, 0.0).double().square().flatten(2).sum((0, 2))
+        names = [p.name for p in self.model.parameters if p.name in self.targets]
+        sums = {f"mse_{name}": error[i] for i, name in enumerate(names)}
+        return {"count": inside.sum().double(), **sums}
+
+    def predictor(self, net: nn.Module) -> Estimator:
+        from trainers.infer import NetworkEstimator
+
+        return NetworkEstimator(name=self.spec.kind, net=net, task=self)
+
+
+def supervised(spec: MappingTask, network: MappingNetwork, model: SignalModel, targets: tuple[str, ...]) -> Supervised:
+    """The task of a config on the data's model.
+
+    Raises: InputError if a target is no row of the model.
+    """
+    rows = tuple(p.name for p in model.parameters)
+    unknown = [name for name in targets if name not in rows]
+    if unknown:
+        raise InputError(f"targets: {', '.join(unknown)} is no row of the data's model, which has {', '.join(rows)}")
+    unknown = [name for name in spec.weights if name not in (targets or rows)]
+    if unknown:
+        raise InputError(f"task.weights: {', '.join(unknown)} is not among the targets {', '.join(targets or rows)}")
+    return Supervised(spec, network, model, tuple(name for name in rows if not targets or name in targets))
