@@ -16,6 +16,7 @@ from qsim.signals.base import SignalModel
 from qsim.values import value
 from trainers.data import Batch
 from trainers.losses import squared_error
+from trainers.network_estimator import NetworkEstimator
 from trainers.networks import MappingNetwork
 from trainers.networks.coordinates import Coordinates
 
@@ -135,10 +136,16 @@ class Supervised:
         sums = {f"mse_{name}": error[i] for i, name in enumerate(names)}
         return {"count": inside.sum().double(), **sums}
 
-    def predictor(self, net: nn.Module) -> Estimator:
-        from trainers.infer import NetworkEstimator
-
-        return NetworkEstimator(name=self.spec.kind, net=net, task=self)
+    def predictor(self, net: nn.Module) -> NetworkEstimator:
+        return NetworkEstimator(
+            name=self.spec.kind,
+            net=net,
+            model=self.model,
+            answers=self.parameters,
+            targets=self.targets,
+            coordinates=self.coordinates,
+            needs_sigma=self.network.needs_sigma,
+        )
 
 
 def supervised(spec: MappingTask, network: MappingNetwork, model: SignalModel, targets: tuple[str, ...]) -> Supervised:

@@ -13,7 +13,7 @@ from qsim.estimators.base import Estimator, Status
 from qsim.signals import InversionRecovery, T2Prep
 from tests.trainers.test_fit import GENERATE, RESNET, RIM, config
 from trainers.fit import fit
-from trainers.infer import noise_sd
+from trainers.network_estimator import noise_sd
 
 TI = tuple(GENERATE["model"]["ti"])
 TI31 = tuple(0.139 + 0.0266 * i for i in range(31))
@@ -60,7 +60,7 @@ def test_targets_choose_the_rows(tmp_path, sample, name):
 @pytest.mark.parametrize("name", ["rim", "resnet"])
 def test_a_stack_equals_its_slices(runs, sample, name, monkeypatch):
     """Slice by slice, all at once, and in chunks when memory is short."""
-    from trainers import infer
+    from trainers import network_estimator
 
     estimator = trainers.load(runs / name)
     stack = torch.stack([sample.images[0], sample.images[0].flip(-1), sample.images[0] * 0.9], 1)
@@ -69,7 +69,7 @@ def test_a_stack_equals_its_slices(runs, sample, name, monkeypatch):
     for z in range(3):
         one = estimator(stack[:, z], sigma[z])
         torch.testing.assert_close(whole.kappa[:, z], one.kappa, rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(infer, "_VOXELS", 2 * 23 * 17)
+    monkeypatch.setattr(network_estimator, "_VOXELS", 2 * 23 * 17)
     torch.testing.assert_close(estimator(stack, sigma).kappa, whole.kappa, rtol=1e-4, atol=1e-4)
 
 
