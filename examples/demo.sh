@@ -9,7 +9,7 @@ configs=configs/sabidussi2021
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 mkdir -p "$out"
 
-echo "1/4  data set: 4096 patches of simulated inversion recovery on MNI152 anatomy"
+echo "1/4  data set: 6144 patches of simulated inversion recovery on MNI152 anatomy"
 qsim generate $configs/generate_t1_small.yaml --out "$out/brain.zarr" --workers 2
 qsim inspect "$out/brain.zarr" --html "$out/brain.html"
 
