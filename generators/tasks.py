@@ -20,7 +20,7 @@ from generators.store import marker_file, read_attributes, sha256, shard_file, s
 from qsim.errors import InputError
 
 # memory of the samples that are made at once inside a task [bytes]; the numbers do not depend on it
-_BATCH_BYTES = 16 * 2**20
+_BATCH_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,10 +83,10 @@ def parameter_maps(
         within: variation of each row within a tissue.
         tissues: index of the tissue in each voxel.
     """
-    b, _, q = values.shape
-    index = tissues.reshape(b, -1, 1).expand(-1, -1, q)
-    flat = torch.gather(values, 1, index).movedim(-1, 0).reshape(q, *tissues.shape)
-    return torch.stack([vary(flat[i], normals[:, i], variation) for i, variation in enumerate(within)])
+    b, t, q = values.shape
+    row = (tissues.flatten(1) + t * torch.arange(b)[:, None]).flatten()
+    value = values.reshape(b * t, q).T.contiguous().index_select(1, row).reshape(q, *tissues.shape)
+    return torch.stack([vary(value[i], normals[:, i], variation) for i, variation in enumerate(within)])
 
 
 def minor_parameters(
