@@ -12,6 +12,13 @@ def recovery_objective(x, ti, s, signed=False):
     return float(np.sum(((f if signed else np.abs(f)) - s) ** 2))
 
 
+def dense_t1_objective(ti, s, b, n_t=40_001, t_bounds=(0.01, 6.0)):
+    """Lowest sum_n (A |1 - B exp(-TI_n / T1)| - S_n)^2 over A >= 0 and a dense grid of T1, of every column of `s`."""
+    atoms = np.abs(1 - b * np.exp(-ti[:, None] / np.geomspace(*t_bounds, n_t)))
+    projected = np.maximum(s.T @ (atoms / np.linalg.norm(atoms, axis=0)), 0)
+    return (s**2).sum(0) - projected.max(1) ** 2
+
+
 def dense_grid_recovery(ti, s, signed=False, n_b=301, n_t=240, starts=6, b_bounds=(0.0, 3.0), t_bounds=(0.01, 6.0)):
     """Global minimum over A >= 0, B, T1 by brute force over (B, T1), then polishing the best local minima.
 

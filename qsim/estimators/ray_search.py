@@ -89,15 +89,19 @@ class RaySearch:
                 return ray_moments(series[:, i], self.times, u, self.constant, own, self.rectify)
 
             lower, upper = nodes[(g - 1).clamp_min(0)], nodes[(g + 1).clamp_max(len(nodes) - 1)]
-            u, ok = refine(moments, nodes[g], lower, upper, energy[at], _KINK_STEPS if self.rectify else 40)
-            p, _, _, q, _, _ = ray_moments(series, self.times, u, self.constant, depth, self.rectify)
-            a = (p / q).clamp_min(0)
-            signal = a * (self.constant - depth * torch.exp(-self.times * torch.exp(-u)))
-            objective = ((signal.abs() if self.rectify else signal) - series).square().sum(0)
-            better = objective < best[at]
-            where = at[better]
-            best_a[where], best_t[where], best[where] = a[better], u.exp()[better], objective[better]
-            converged[where] = ok[better]
+            # a node may be a kink with a maximum on either side: each side is climbed by itself
+            sides = ((lower, nodes[g]), (nodes[g], upper)) if self.rectify else ((lower, upper),)
+            for low, high in sides:
+                start = (low + high) / 2 if self.rectify else nodes[g]
+                u, ok = refine(moments, start, low, high, energy[at], _KINK_STEPS if self.rectify else 40)
+                p, _, _, q, _, _ = ray_moments(series, self.times, u, self.constant, depth, self.rectify)
+                a = (p / q).clamp_min(0)
+                signal = a * (self.constant - depth * torch.exp(-self.times * torch.exp(-u)))
+                objective = ((signal.abs() if self.rectify else signal) - series).square().sum(0)
+                better = objective < best[at]
+                where = at[better]
+                best_a[where], best_t[where], best[where] = a[better], u.exp()[better], objective[better]
+                converged[where] = ok[better]
         if self.rectify:
             for k in range(len(self.times)):
                 at = torch.nonzero(y[k] <= 0)[:, 0]
