@@ -58,7 +58,7 @@ def negative_log_likelihood(
         sigma: noise SD, a number or broadcastable against the voxels [units of A]; needed if `per_sigma2`.
         per_sigma2: divide by sigma^2; without it the plain sum of squares of the authors' package.
         per_n: divide by the number of images, so that the size does not grow with the length of the series.
-    Source: sabidussi2021 Eq. 3.
+    Source: sabidussi2021 sections 2.1 and 2.2.1 (L of Eq. 2 under the Gaussian noise of Eq. 1); there without the 1/N.
     """
     total = (model(kappa) - images).square().sum(0) / 2
     return total * _weight(images.shape[0], sigma, per_sigma2, per_n)
@@ -86,7 +86,7 @@ def likelihood_gradient(
         sigma: noise SD, a number or broadcastable against the voxels [units of A]; needed if `per_sigma2`.
         per_sigma2: divide by sigma^2.
         per_n: divide by the number of images.
-    Source: sabidussi2021 Eq. 3.
+    Source: sabidussi2021 section 3 (the gradient in Eq. 4).
     """
     weight = _weight(images.shape[0], sigma, per_sigma2, per_n)
     recorded = torch.is_grad_enabled() and (kappa.requires_grad or images.requires_grad)
@@ -253,9 +253,12 @@ def crb(
         own = information[common][:, common]
         left = torch.where(usable, own - torch.einsum("jkv,jlv->klv", cross, gain), 0.0)
         # Schur complement: what the set of voxels says about the shared parameters once their own are eliminated
-        common_bound = invert_information(n_voxels * left.sum(-1))
+        total = left.sum(-1)
+        # as many images as own parameters: nothing is left for the shared one but the rounding of the difference
+        told = total.diagonal() > _SINGULAR * own.sum(-1).diagonal()
+        common_bound = invert_information(n_voxels * torch.where(told[:, None] & told, total, 0.0))
         # inf x 0 would be NaN where an unidentifiable shared parameter does not touch a voxel
-        spread = torch.where(gain[:, :, None] * gain[:, None] == 0, 0.0, gain[:, :, None] * gain[:, None])
+        spread = gain[:, :, None] * gain[:, None]
         extra = torch.where(spread == 0, 0.0, spread * common_bound[:, :, None]).sum((1, 2))
         diagonal = torch.einsum("iiv->iv", local_bound)
         variances[local] = torch.where(torch.isnan(diagonal + extra), torch.inf, diagonal + extra)

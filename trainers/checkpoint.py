@@ -153,7 +153,7 @@ def claim(out: Path, config: BaseModel, resume: bool) -> None:
 
 
 def restore(out: Path, net: nn.Module, optimiser: Optimizer, description: Mapping[str, Any]) -> Progression:
-    """Weights, moments and progress of the last checkpoint; lines of the log after it are cut off.
+    """Weights, moments and progress of the last checkpoint; every device of a training reads it.
 
     Raises: InputError if the data or the precision are not those of the checkpoint.
     """
@@ -173,9 +173,13 @@ def restore(out: Path, net: nn.Module, optimiser: Optimizer, description: Mappin
             (progress["losses"][0], progress["losses"][1]),
             progress["metrics"],
         )
+    return state
+
+
+def trim_log(out: Path, iteration: int) -> None:
+    """Cut off the lines of the log after an iteration. One device only may do it: it writes."""
     log = out / METRICS
     if log.is_file():
         # a kill may leave half a line at the end
         whole = [line for line in log.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
-        write_text(log, "".join(line for line in whole if json.loads(line)["iteration"] <= state.iteration))
-    return state
+        write_text(log, "".join(line for line in whole if json.loads(line)["iteration"] <= iteration))

@@ -34,6 +34,7 @@ from trainers.checkpoint import (
     restore,
     save_tensors,
     training_tensors,
+    trim_log,
     versions,
     write_text,
 )
@@ -151,6 +152,8 @@ def fit(
     net, wrapped = fabric.setup(plain, optimiser)
     description = describe(config, task, source, precision)
     state = restore(out, plain, optimiser, description) if resume else Progression()
+    if resume and fabric.is_global_zero:
+        trim_log(out, state.iteration)
     run = _Run(fabric, config, out, source, task, plain, optimiser, description, state)
     if state.iteration == 0 and resume:
         fabric.print(f"{out}: no checkpoint yet, starting at iteration 0")
@@ -233,10 +236,11 @@ class _Run:
                 "metrics": state.metrics,
             }
             described = {**self.description, "progress": progress}
-            save_tensors(self.out / STATE, training_tensors(self.net, self.optimiser), described)
+            # the network first: a kill in between leaves a checkpoint from which --resume writes both again
             if last:
                 save_tensors(self.out / MODEL, {f"net/{k}": t for k, t in self.net.state_dict().items()}, described)
                 write_text(self.out / "model.json", json.dumps(described, indent=1) + "\n")
+            save_tensors(self.out / STATE, training_tensors(self.net, self.optimiser), described)
 
     def validate(self, indices: range) -> dict[str, float]:
         """Root mean square error of each target's coordinate over the labelled voxels of the validation samples."""

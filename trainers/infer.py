@@ -46,7 +46,7 @@ def load_estimator(
     Args:
         run: folder of a run, a .safetensors file, or the name of a shipped network.
         model: signal model of the series to be mapped; None: that of the training. A RIM takes any times of the same
-            kind of model, a ResNet only those it was trained on.
+            model (signed if it was trained so), a ResNet only those it was trained on.
         device: torch device.
         images_unit: signal that the network shall see as 1, see `NetworkEstimator`.
     Raises: InputError if the file is damaged or the model does not fit it.
@@ -67,7 +67,7 @@ def load_estimator(
             f"{path}: a {network.kind} maps only the protocol it was trained on ({_protocol(trained)}), "
             f"not {_protocol(model)}; train one for it, or use a RIM"
         )
-    if type(model) is not type(trained):
+    if _without_times(model) != _without_times(trained):
         raise InputError(f"{path}: was trained on {_protocol(trained)}, not on {_protocol(model)}")
     task = supervised(config.mapping_task, network, model, tuple(header["targets"]))
     net = network.build(model, task.parameters, torch.Generator().manual_seed(0))
@@ -83,7 +83,14 @@ def load_estimator(
         bf16=header["precision"] == "bf16",
         scale=(low, high),
         images_unit=images_unit,
+        trained_on=generator,
     )
+
+
+def _without_times(model: SignalModel) -> dict[str, Any]:
+    """Kind and switches of a model: what decides how its images look, whatever the times."""
+    plain: dict[str, Any] = TypeAdapter(type(model)).dump_python(model)
+    return {name: setting for name, setting in plain.items() if isinstance(setting, bool | str)}
 
 
 def _protocol(model: SignalModel) -> str:

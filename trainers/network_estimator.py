@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
+from generators.config import GeneratorConfig
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate, Status, check_series, computable
 from qsim.parameters import Parameter
@@ -23,15 +24,17 @@ CPU = torch.device("cpu")
 def noise_sd(images: Float[Tensor, "n *space"], voxels: Bool[Tensor, "*space"], n_parameters: int) -> float:
     """Noise SD of a series from what no smooth family of signals explains [units of A].
 
-    The second-moment matrix of the series over the voxels has a few eigenvalues of signal and a floor of sigma^2. The
-    floor is taken as the mean of its lower half. A series of a few images leaves some signal there and
-    overestimates sigma a little; within-tissue contrast does not enter, other than in estimates from the image plane.
+    The second-moment matrix of the series over the voxels has a few eigenvalues of signal and a floor of noise. The
+    mean of the lower half of the floor, over what it is for white noise of SD 1 in as many images and voxels, is
+    sigma^2. A series of a few images leaves some signal there and overestimates sigma a little; within-tissue
+    contrast does not enter, other than in estimates from the image plane.
 
     Args:
         images: series [units of A].
         voxels: what to use.
         n_parameters: rows of the signal model.
     Raises: InputError if the series is too short or holds too few voxels.
+    Source: eigenvalues of white noise: Marchenko and Pastur 1967, doi:10.1070/SM1967v001n04ABEH001994.
     """
     n = images.shape[0]
     chosen = images[:, voxels].double()
@@ -41,8 +44,25 @@ def noise_sd(images: Float[Tensor, "n *space"], voxels: Bool[Tensor, "*space"], 
             f"(needs {n_parameters + 2} images and {10 * n} voxels); give it"
         )
     eigenvalues = torch.linalg.eigvalsh(chosen @ chosen.T / chosen.shape[1])
-    floor = eigenvalues[: max(1, (n - n_parameters) // 2)]
-    return float(floor.mean().clamp(min=0).sqrt())
+    n_noise = n - n_parameters
+    n_lower = max(1, n_noise // 2)
+    white = _lowest_eigenvalues(n_noise / chosen.shape[1], n_lower / n_noise)
+    return float((eigenvalues[:n_lower].mean() / white).clamp(min=0).sqrt())
+
+
+def _lowest_eigenvalues(ratio: float, share: float) -> float:
+    """Mean of the lowest `share` of the eigenvalues of the second moments of white noise of SD 1.
+
+        density of x = 1 + r - 2 sqrt(r) cos(t), 0 <= t <= pi:   sin(t)^2 / x dt
+
+    Args:
+        ratio: r, images over voxels, below 1.
+    """
+    t = (torch.arange(1000, dtype=torch.float64) + 0.5) * torch.pi / 1000
+    x = 1 + ratio - 2 * ratio**0.5 * torch.cos(t)
+    density = torch.sin(t) ** 2 / x
+    lowest = density.cumsum(0) <= share * density.sum()
+    return float((density * x)[lowest].sum() / density[lowest].sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +84,7 @@ class NetworkEstimator:
         bf16: multiply in bfloat16.
         scale: lowest and highest 99th percentile of the maximum image in the training [units of A]; None: unknown.
         images_unit: the images are divided by this number before, and A multiplied by it after the network.
+        trained_on: data of the training; None: unknown.
     """
 
     name: str
@@ -77,6 +98,7 @@ class NetworkEstimator:
     bf16: bool = False
     scale: tuple[float, float] | None = None
     images_unit: float = 1.0
+    trained_on: GeneratorConfig | None = None
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -171,7 +193,8 @@ class NetworkEstimator:
         for row, parameter in zip(kappa, self.parameters, strict=True):
             outside |= (row < parameter.lower) | (row > parameter.upper)
         status = torch.where(outside, int(Status.AT_BOUND), int(Status.OK))
-        return torch.where(valid, status, int(Status.NOT_COMPUTED)).to(torch.uint8)
+        # no comparison with NaN is true: a network that diverged must not pass for in range
+        return torch.where(valid & torch.isfinite(kappa).all(0), status, int(Status.NOT_COMPUTED)).to(torch.uint8)
 
 
 def _nothing(n_rows: int, images: Float[Tensor, "n *space"]) -> Estimate:

@@ -22,7 +22,7 @@ from qsim.evaluation.study import PAINTERS, Case
 from qsim.tissues import TissueTable
 
 # of what a block holds: raised when the same config gives other numbers
-_VERSION = 1
+_VERSION = 2
 Snr = Annotated[float, Field(gt=0)]
 
 
@@ -52,7 +52,7 @@ class StudyConfig(RootConfig):
         draws: truths: anatomy, tissue values and B are drawn anew in each.
         repeats: noise realisations of each truth at each SNR.
         crop: extent of the images in voxels; the whole slice if not given.
-        allow_training_anatomy: study the anatomy that networks were trained on; the report says so.
+        allow_training_anatomy: study anatomy that networks were, or may have been, trained on; the report says so.
     """
 
     seed: Seed
@@ -141,6 +141,7 @@ class Plan:
         cases: truth of each draw.
         estimators: without the painters.
         models: the networks among them, by estimator name.
+        seen: those of them whose training may have held the anatomy of the study.
         device: where networks run.
     """
 
@@ -151,6 +152,7 @@ class Plan:
     origins: tuple[str, ...]
     estimators: tuple[Estimator, ...]
     models: Mapping[str, Model] = field(default_factory=dict)
+    seen: tuple[str, ...] = ()
     device: str = "cpu"
 
     @property
@@ -206,11 +208,20 @@ def make_plan(config: StudyConfig, device: str = "cpu") -> Plan:
         ) from None
     estimators: list[Estimator] = []
     models: dict[str, Model] = {}
+    seen: list[str] = []
     for i, entry in enumerate(config.estimators):
         if isinstance(entry, str):
             estimators.append(build_estimator(entry, data.signal_model))
             continue
-        estimator = _load(entry, i, data, device)
+        estimator, held_out = _load(entry, i, data, device)
+        if not held_out:
+            if not config.allow_training_anatomy:
+                raise InputError(
+                    f"estimators[{i}].model: {entry.model} may have been trained on the anatomy of this study: only "
+                    "split: train of the same phantom (every key of it) and slice_axis is apart from split: test; "
+                    "train it there, or set allow_training_anatomy: true, which the report then says"
+                )
+            seen.append(estimator.name)
         models[estimator.name] = Model(entry.model, _checksums(entry.model))
         estimators.append(estimator)
     names = [*(estimator.name for estimator in estimators), *PAINTERS]
@@ -227,6 +238,7 @@ def make_plan(config: StudyConfig, device: str = "cpu") -> Plan:
         origins=tuple(f"subject {t.subject}, first voxel {', '.join(map(str, t.origin))}" for t in truths),
         estimators=tuple(estimators),
         models=models,
+        seen=tuple(seen),
         device=device,
     )
 
@@ -260,14 +272,30 @@ class _Renamed:
         return self.estimator(images, sigma=sigma, mask=mask, known=known)
 
 
-def _load(entry: ModelEntry, number: int, data: GeneratorConfig, device: str) -> Estimator:
+def _load(entry: ModelEntry, number: int, data: GeneratorConfig, device: str) -> tuple[Estimator, bool]:
+    """A network, and whether it cannot have seen the anatomy of the study."""
     from trainers.infer import load_estimator
 
     try:
-        estimator = load_estimator(entry.model, data.signal_model, device)
+        network = load_estimator(entry.model, data.signal_model, device)
     except InputError as error:
         raise InputError(f"estimators[{number}].model: {error}") from None
-    return estimator if entry.name is None else _Renamed(entry.name, estimator)
+    trained = network.trained_on
+    if trained is not None and trained.seed == data.seed:
+        raise InputError(
+            f"data.seed: {data.seed} is the seed of the training data of {entry.model}: the draws of the study would "
+            "have the tissue values and B of training samples; choose another"
+        )
+    held_out = trained is not None and _apart(trained, data)
+    return (network if entry.name is None else _Renamed(entry.name, network)), held_out
+
+
+def _apart(trained: GeneratorConfig, data: GeneratorConfig) -> bool:
+    """Whether a training set and a study hold disjoint anatomy: train and test of one way to split it, or two kinds."""
+    if trained.phantom_spec.kind != data.phantom_spec.kind:
+        return True
+    one_split = trained.phantom_spec == data.phantom_spec and trained.slice_axis == data.slice_axis
+    return one_split and (trained.split, data.split) == ("train", "test")
 
 
 def _checksums(run: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import zipfile
+import zlib
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,7 +17,8 @@ _LAYOUT = 2
 
 def block_path(folder: Path, draw: int, snr: float) -> Path:
     """File of a block."""
-    return folder / f"draw{draw:03d}_snr{snr:g}.npz"
+    # all digits: two SNRs never share a file
+    return folder / f"draw{draw:03d}_snr{repr(float(snr)).removesuffix('.0')}.npz"
 
 
 def write_block(folder: Path, block: Block, digest: str) -> None:
@@ -67,5 +69,5 @@ def read_block(folder: Path, draw: int, snr: float, digest: str) -> Block | None
                 bounds={name: arrays[f"bound/{name}"] for name in about["bounds"]},
                 methods=methods,
             )
-    except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError, EOFError):
+    except (FileNotFoundError, zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError):
         return None

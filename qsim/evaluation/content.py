@@ -72,6 +72,7 @@ class Report:
         config: text of the config.
         digest: of all that decides the numbers.
         device: where networks ran.
+        seen: networks whose training may have held this anatomy.
     """
 
     rows: tuple[Row, ...]
@@ -96,6 +97,7 @@ class Report:
     config: str
     digest: str
     device: str
+    seen: tuple[str, ...] = ()
 
 
 def symbol(parameter: Parameter) -> Markup:

@@ -85,12 +85,13 @@ class Summary:
     """One voxel metric over a region, in the unit of the metric.
 
     Attributes:
-        n: voxels with a finite value; the statistics are those of these voxels, NaN if there are none.
-        mean, p5, p25, median, p75, p95: of these voxels.
+        n: voxels with a value; the statistics are those of these voxels, NaN if there are none.
+        mean, rms, p5, p25, median, p75, p95: of these voxels; rms is the root of the mean square.
     """
 
     n: int
     mean: float
+    rms: float
     p5: float
     p25: float
     median: float
@@ -99,15 +100,22 @@ class Summary:
 
 
 def summarise(values: Float[np.ndarray, " v"]) -> Summary:
-    """Statistics of the voxels of a region; those without a value are left out of `n`."""
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return Summary(0, nan, nan, nan, nan, nan, nan)
-    finite.sort()
+    """Statistics of the voxels of a region; those that are NaN are left out of `n`.
+
+    An infinite value counts as the largest: the bound of a voxel that the series cannot identify.
+    """
+    known = values[~np.isnan(values)].astype(np.float64)
+    if not known.size:
+        return Summary(0, nan, nan, nan, nan, nan, nan, nan)
+    known.sort()
     # linear between order statistics, as np.percentile, whose own overhead would be most of a study's table
-    places = np.array(PERCENTILES) / 100 * (finite.size - 1)
-    p5, p25, median, p75, p95 = (float(p) for p in np.interp(places, np.arange(finite.size), finite))
-    return Summary(int(finite.size), float(finite.mean()), p5, p25, median, p75, p95)
+    places = np.array(PERCENTILES) / 100 * (known.size - 1)
+    below, above = known[np.floor(places).astype(int)], known[np.ceil(places).astype(int)]
+    # inf - inf is NaN; between equal neighbours there is nothing to interpolate
+    step = np.subtract(above, below, out=np.zeros_like(below), where=above != below)
+    p5, p25, median, p75, p95 = (float(p) for p in below + step * np.where(step == 0, 0, places % 1))
+    rms = float(np.sqrt(np.mean(known**2)))
+    return Summary(int(known.size), float(known.mean()), rms, p5, p25, median, p75, p95)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +145,15 @@ def around(value: float, per_draw: Float[np.ndarray, " d"], *, positive: bool) -
         value: of the voxels of all draws.
         per_draw: the same statistic of each draw.
         positive: of an error size (RMSE, CV, a ratio): the interval is that of the logarithm, value / f to value f with
-            f = exp(half_width(log x)); it has no ends if a draw's statistic is 0. Else value +- half_width.
+            f = exp(half_width(log x)); it has no ends if a draw's statistic is 0 or infinite. Else value +- half_width.
     """
     if not positive:
         width = half_width(per_draw)
         return Interval(value, value - width, value + width)
-    finite = per_draw[np.isfinite(per_draw)]
-    if not (finite > 0).all():
+    known = per_draw[~np.isnan(per_draw)]
+    if not ((known > 0) & np.isfinite(known)).all():
         return Interval(value, nan, nan)
-    factor = float(np.exp(half_width(np.log(finite))))
+    factor = float(np.exp(half_width(np.log(known))))
     return Interval(value, value / factor, value * factor)
 
 

@@ -266,6 +266,8 @@ def _warnings(report: Report) -> list[str]:
     found = []
     if report.split != "test":
         found.append("This study ran on the anatomy that networks were trained on (allow_training_anatomy: true).")
+    elif report.seen:
+        found.append(f"{', '.join(report.seen)} may have been trained on this anatomy (allow_training_anatomy: true).")
     if report.draws < 6:
         found.append(
             f"{report.draws} draw{'s' if report.draws > 1 else ''} of tissue values instead of at least 6: intervals "

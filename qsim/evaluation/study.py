@@ -93,7 +93,7 @@ class MethodResult:
         noise_free: relative error of the estimate from the images without noise: what partial volume, bounds and the
             method itself do to it, whatever the noise [%].
         n: repeats with a finite estimate.
-        status: repeats with each `Status`.
+        status: repeats with each `Status`; without a finite estimate of every row of the method: not computed.
         cpu_seconds: per image, on one thread.
         first: map of the first repeat, NaN outside the mask [SI]; empty if it was not kept.
     """
@@ -256,6 +256,9 @@ def run_block(case: Case, methods: Sequence[Estimator], design: Design, snr: flo
             rows = rows_by_name(method, kappa, design.model)
             moments[method.name].add(rows[:, mask].numpy())
             state = estimate.status.cpu()[mask].numpy()
+            # a method that calls a voxel fine and returns no number for it has failed there
+            lost = ~np.isfinite(kappa[:, mask].numpy()).all(0)
+            state = np.where(lost & (state != int(Status.NOT_CONVERGED)), int(Status.NOT_COMPUTED), state)
             status[method.name] += state[None] == np.arange(len(Status))[:, None]
             if repeat == 0 and case.draw in design.keep_maps:
                 first[method.name] = torch.where(mask, rows, torch.nan).float().numpy()
@@ -263,7 +266,8 @@ def run_block(case: Case, methods: Sequence[Estimator], design: Design, snr: flo
     clean = design.noise.add(
         case.signal.float(),
         torch.ones((1,) * case.signal.ndim),
-        [torch.zeros_like(case.signal)] * design.noise.channels,
+        # a tensor for each channel: the noise writes into them
+        [torch.zeros_like(case.signal, dtype=torch.float32) for _ in range(design.noise.channels)],
     )
     noise_free = {}
     for method in methods:

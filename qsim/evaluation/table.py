@@ -32,9 +32,11 @@ from qsim.evaluation.metrics import (
 from qsim.evaluation.study import BOUNDS, Block, MethodResult
 
 ALL = "all"
-STATISTICS = ("median", "mean", "p5", "p25", "p75", "p95")
+STATISTICS = ("median", "mean", "rms", "p5", "p25", "p75", "p95")
 # those that every draw has a row of; the others only all draws together
 _PER_DRAW = ("median", "mean", "p95")
+# the root of the mean square is asked for of errors only: RMSE over voxels and repeats together
+_RMS_OF = "rmse"
 # opponents that every other method is compared with, in the same images
 OPPONENTS = ("least-squares", "shared-b")
 
@@ -120,6 +122,8 @@ def _voxel_metric(about: _Context, who: str, where: str, parameter: str, metric:
             yield about.row(who, where, parameter, draw, f"{metric}_{name}", getattr(summary, name), summary.n)
     pooled = summarise(np.concatenate(values))
     for name in STATISTICS:
+        if name == "rms" and metric != _RMS_OF:
+            continue
         own = np.array([getattr(summary, name) for summary in per_draw])
         interval = around(getattr(pooled, name), own, positive=metric != "relative_bias")
         yield about.row(who, where, parameter, ALL, f"{metric}_{name}", interval, pooled.n)

@@ -113,6 +113,16 @@ def test_unidentifiable_is_infinite():
     assert crb(IR, mixed, 0.01, shared=("B",)).identifiable.tolist() == [[True, True], [True, True], [True, False]]
 
 
+def test_two_images_tell_nothing_of_a_shared_parameter():
+    """A and T1 of each voxel use up its two images: B has no bound however many voxels share it, known B leaves one."""
+    model = InversionRecovery(ti=(0.2, 0.8))
+    kappa = torch.rand(3, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) + 0.5
+    kappa[1] = 1.9
+    bound = crb(model, kappa, 0.05, shared=("B",))
+    assert torch.isinf(bound.sd).all()
+    assert torch.isfinite(crb(model, kappa, 0.05, known=("B",)).sd).all()
+
+
 def test_bound_refuses_unknown_names():
     with pytest.raises(ValueError, match=r"known: the model has no parameter 'T2'"):
         crb(IR, tissue("wm"), 0.01, known=("T2",))

@@ -85,7 +85,7 @@ def test_a_truth_of_zero_has_no_relative_error():
 
 
 def test_summary_counts_and_quantiles():
-    values = np.r_[np.random.default_rng(1).gamma(2.0, size=101), np.nan, np.inf]
+    values = np.r_[np.random.default_rng(1).gamma(2.0, size=101), np.nan]
     summary = summarise(values)
     assert summary.n == 101
     assert summary.median == pytest.approx(np.median(values[:101]))
@@ -94,6 +94,15 @@ def test_summary_counts_and_quantiles():
     )
     assert summarise(np.array([np.nan])).n == 0
     assert np.isnan(summarise(np.array([])).median)
+
+
+def test_infinite_values_count_as_the_largest():
+    summary = summarise(np.array([2.0, np.inf, 1.0, np.nan, np.inf]))
+    assert (summary.n, summary.median, summary.p95, summary.mean) == (4, np.inf, np.inf, np.inf)
+    assert summarise(np.array([1.0, 2.0, 3.0, np.inf])).median == 2.5
+    assert summarise(np.full(3, np.inf)).p5 == np.inf
+    ends = around(2.0, np.array([1.0, 2.0, np.inf]), positive=True)
+    assert np.isnan([ends.low, ends.high]).all()
 
 
 def test_interval_over_draws_is_the_t_interval():

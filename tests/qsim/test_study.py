@@ -220,6 +220,63 @@ def test_failures_are_counted_and_never_dropped_in_silence():
     assert table.value("faulty", "gm", "T1", 30.0, "relative_bias_median") == pytest.approx(3, abs=2)
 
 
+@dataclass
+class Overconfident(Known):
+    """Says that all went well, and returns no number in the first column."""
+
+    name: str = "overconfident"
+
+    def __call__(self, images, sigma=None, mask=None, known=None):
+        estimate = super().__call__(images, sigma, mask)
+        estimate.kappa[1, :, 0] = torch.inf
+        estimate.status[:] = int(Status.OK)
+        return estimate
+
+
+def test_an_estimate_that_is_no_number_is_a_failure_whatever_the_method_says():
+    case = make_case()
+    table = Table(table_of([run_block(case, [Overconfident(case)], design(3), 30.0)]))
+    assert table.value("overconfident", "gm", "", 30.0, "failure_rate") == pytest.approx(10.0)
+    assert table.value("overconfident", "gm", "", 30.0, "not_computed_rate") == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("noise", [NOISE, RicianNoise(sigma=Constant(value=0.1))])
+def test_images_without_noise_are_the_modulus_of_the_signal(noise):
+    case = make_case()
+    seen = []
+
+    class Eye(Known):
+        def __call__(self, images, sigma=None, mask=None, known=None):
+            seen.append(images)
+            return super().__call__(images, sigma, mask)
+
+    run_block(case, [Eye(case)], replace(design(2), noise=noise), 30.0)
+    torch.testing.assert_close(seen[-1], case.signal.abs())
+
+
+def test_rms_is_over_voxels_and_repeats_together():
+    """A painter of the mean, against the sum over voxels by hand; the median over voxels is smaller by a third."""
+    case = make_case(size=60)
+    prior = torch.tensor([[0.85, 1.9, 1.4], [0.65, 1.9, 0.78]])
+    painter = painters(case, MODEL, prior, torch.ones(2))[1]
+    table = Table(table_of([run_block(case, [painter], design(2), 30.0)]))
+    truth = case.kappa[2][case.labels == 1].double()
+    rms = 100 * float(((1.4 - truth) / truth).square().mean().sqrt())
+    assert table.value("tissue-prior-mean", "gm", "T1", 30.0, "rmse_rms") == pytest.approx(rms, rel=1e-4)
+    assert table.value("tissue-prior-mean", "gm", "T1", 30.0, "rmse_median") == pytest.approx(0.67 * rms, rel=0.05)
+    assert table.get("tissue-prior-mean", "gm", "T1", 30.0, "cv_rms") is None
+
+
+def test_a_bound_that_does_not_exist_is_infinite_and_not_left_out():
+    """Two inversion times cannot tell A, B and T1 apart."""
+    model = InversionRecovery(ti=(0.2, 0.8))
+    case = replace(make_case(), signal=make_case().signal[:2])
+    table = Table(table_of([run_block(case, [Known(case)], replace(design(2), model=model), 30.0)]))
+    assert table.get("bound-free", "gm", "T1", 30.0, "bound_median").value == np.inf
+    assert table.get("bound-free", "gm", "T1", 30.0, "bound_median").n == 190
+    assert np.isfinite(table.value("bound-known", "gm", "T1", 30.0, "bound_median"))
+
+
 def test_mixed_voxels_are_their_own_row():
     case = make_case()
     block = run_block(case, [Known(case)], design(2), 30.0)
@@ -310,7 +367,13 @@ def test_blocks_come_back_as_they_were_and_only_to_their_study(tmp_path):
     assert (back.draw, back.snr, back.sigma, back.repeats, back.tissues) == (0, 10.0, 0.065, 3, ("gm", "wm"))
     assert read_block(tmp_path, 0, 10.0, "another digest") is None
     assert read_block(tmp_path, 1, 10.0, "a digest") is None
+    assert block_path(tmp_path, 0, 10.0) != block_path(tmp_path, 0, 10.00000001)
     path = block_path(tmp_path, 0, 10.0)
+    whole = path.read_bytes()
+    for place in range(100, len(whole), len(whole) // 20):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) * 8 + whole[place + 8 :])
+        read_block(tmp_path, 0, 10.0, "a digest")
+    path.write_bytes(whole)
     path.write_bytes(path.read_bytes()[:2000])
     assert read_block(tmp_path, 0, 10.0, "a digest") is None
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -1,7 +1,7 @@
 """Sentences of the report against tables made by hand."""
 
 import re
-from math import nan
+from math import inf, nan
 
 import pytest
 from markupsafe import Markup
@@ -114,16 +114,33 @@ def test_an_efficient_fit_is_called_so_and_another_is_not():
         assert "0.50 bound" in sentence
 
 
+def test_the_farthest_is_farthest_beyond_its_limit():
+    """A bias of twice its limit is worse than an RMSE 5 % above its own."""
+    rows = {}
+    for tissue, ratio, bias in (("gm", 1.155, 0.0), ("csf", 1.0, 0.4)):
+        rows[("shared-b", tissue, 30.0, "rmse_over_bound_shared")] = (ratio, nan, nan)
+        rows[("bound-shared", tissue, 30.0, "bound_median")] = (1.0, nan, nan)
+        rows[("shared-b", tissue, 30.0, "relative_bias_median")] = (bias, nan, nan)
+    assert "2 of them lie outside" in said(subject(rows), "shared-b")
+    assert "farthest CSF at SNR 30" in said(subject(rows), "shared-b")
+
+
 def test_painters_that_win_are_named():
     about = subject(
         {
-            ("rim", "gm", 3.0, "rmse_median"): (12.0, nan, nan),
-            ("tissue-prior-mean", "gm", 3.0, "rmse_median"): (9.0, nan, nan),
-            ("rim", "gm", 30.0, "rmse_median"): (4.0, nan, nan),
-            ("tissue-prior-mean", "gm", 30.0, "rmse_median"): (9.0, nan, nan),
+            ("rim", "gm", 3.0, "rmse_rms"): (12.0, nan, nan),
+            ("tissue-prior-mean", "gm", 3.0, "rmse_rms"): (9.0, nan, nan),
+            ("rim", "gm", 30.0, "rmse_rms"): (4.0, nan, nan),
+            ("tissue-prior-mean", "gm", 30.0, "rmse_rms"): (9.0, nan, nan),
         }
     )
     assert "tissue-prior-mean has a smaller one in grey matter at SNR 3." in said(about, "rim")
+
+
+def test_a_protocol_that_identifies_nothing_is_not_called_good():
+    rows = {("bound-free", "gm", snr, "bound_median"): (inf, nan, nan) for snr in SNRS}
+    rows[("rim", "pure", 3.0, "rmse_median")] = (10.0, nan, nan)
+    assert "grey matter up to SNR 100 (not identifiable at SNR 3)" in text([headline(subject(rows))])
 
 
 def test_the_headline_names_the_best_and_the_limits_of_the_protocol():

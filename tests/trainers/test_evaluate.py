@@ -13,6 +13,7 @@ import yaml
 
 import trainers.evaluate
 import trainers.infer
+from generators.config import GeneratorConfig
 from generators.reading import read_config
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate
@@ -236,6 +237,9 @@ class Network:
 
     name = "rim"
     parameters = (T1,)
+    trained_on = GeneratorConfig.model_validate(
+        T1_CONFIG["data"] | {"split": "train", "samples": 9, "patch": [8, 8], "seed": 5}
+    )
 
     def __call__(self, images, sigma=None, mask=None, known=None):
         status = torch.zeros(images.shape[1:], dtype=torch.uint8)
@@ -269,6 +273,29 @@ def test_a_network_joins_by_its_run_and_its_weights_are_part_of_the_study(run, t
     run.write_bytes(b"other weights")
     with pytest.raises(InputError, match="other weights"):
         run_study(config, out)
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [{"split": "test"}, {"slice_axis": 0}, {"phantom": T1_CONFIG["data"]["phantom"] | {"test_share": 0.3}}, None],
+)
+def test_a_network_that_may_have_seen_the_anatomy_is_refused(run, tmp_path, monkeypatch, trained):
+    on = None if trained is None else Network.trained_on.model_dump(mode="json") | trained
+    monkeypatch.setattr(Network, "trained_on", on and GeneratorConfig.model_validate(on))
+    keys = changed(estimators=[{"model": str(run.parent)}], draws=1, snr=[10])
+    with pytest.raises(InputError, match=r"estimators\[0\]\.model: .* may have been trained on the anatomy"):
+        run_study(study(keys), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    page = run_study(study(keys | {"allow_training_anatomy": True}), tmp_path / "out").read_text()
+    assert "rim may have been trained on this anatomy" in page
+
+
+def test_the_seed_of_the_training_is_refused(run, tmp_path, monkeypatch):
+    """Seed and index decide the tissue values: the study's first draws would be training samples."""
+    seed = T1_CONFIG["data"]["seed"]
+    monkeypatch.setattr(Network, "trained_on", Network.trained_on.model_copy(update={"seed": seed}))
+    with pytest.raises(InputError, match=rf"data\.seed: {seed} is the seed of the training data"):
+        run_study(study(changed(estimators=[{"model": str(run.parent)}], draws=1, snr=[10])), tmp_path / "out")
 
 
 def test_two_networks_of_one_name_need_names(run, tmp_path, no_page):

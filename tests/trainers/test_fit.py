@@ -193,6 +193,27 @@ def test_resume_of_a_finished_run_changes_nothing(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_kill_between_the_last_two_files_loses_nothing(tmp_path, monkeypatch):
+    whole = train(config(iterations=4), tmp_path / "whole")
+    written = []
+
+    class Killed(BaseException):
+        pass
+
+    def once(path, *rest):
+        if written:
+            raise Killed
+        written.append(path.name)
+        save(path, *rest)
+
+    save = loop.save_tensors
+    monkeypatch.setattr(loop, "save_tensors", once)
+    with pytest.raises(Killed):
+        train(config(iterations=4), tmp_path / "killed")
+    monkeypatch.undo()
+    assert same(whole, train(config(iterations=4), tmp_path / "killed", resume=True))
+
+
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     with pytest.raises(DivergedError, match=r"iteration \d+ the loss is"):
         train(config(RIM | {"update": "additive", "gradient": "per_n"}, lr=1e18, clip=None), tmp_path / "run")

@@ -94,6 +94,14 @@ def test_voxels_that_cannot_be_computed(runs, sample, name):
     assert (estimator(images, 0.05, torch.zeros_like(mask)).status == int(Status.NOT_COMPUTED)).all()
 
 
+@pytest.mark.parametrize("name", ["rim", "resnet"])
+def test_a_network_that_answers_no_number_has_not_computed_the_voxel(runs, sample, name):
+    estimator = trainers.load(runs / name)
+    with torch.no_grad():
+        estimator.net.out.bias.fill_(torch.nan)
+    assert (estimator(sample.images[0], 0.05).status == int(Status.NOT_COMPUTED)).all()
+
+
 def test_values_out_of_range_are_marked_not_clipped(runs, sample):
     estimator = trainers.load(runs / "resnet")
     with torch.no_grad():
@@ -110,6 +118,9 @@ def test_a_rim_takes_other_times_and_a_resnet_does_not(runs):
     assert trainers.load(runs / "rim", other)(other(truth), 0.05).kappa.shape == (3, 12, 12)
     with pytest.raises(InputError, match="only the protocol it was trained on"):
         trainers.load(runs / "resnet", other)
+    # signed images of a network that learned magnitudes
+    with pytest.raises(InputError, match="was trained on"):
+        trainers.load(runs / "rim", InversionRecovery(ti=TI31, signed=True))
     assert trainers.load(runs / "resnet", InversionRecovery(ti=TI)).model == InversionRecovery(ti=TI)
     with pytest.raises(InputError, match="trained on"):
         trainers.load(runs / "rim", T2Prep(te_prep=(0.01, 0.05)))
@@ -148,17 +159,18 @@ def test_no_network_here(runs, tmp_path):
         trainers.load(tmp_path / "half")
 
 
-@pytest.mark.parametrize("sigma", [0.0065, 0.065, 0.2])
-def test_the_noise_is_estimated_from_the_series(sigma):
-    """Three tissues with 5 % variation: within 5 % of the truth for 31 inversion times, sigma None = that estimate."""
+@pytest.mark.parametrize(("sigma", "size"), [(0.0065, 48), (0.065, 48), (0.2, 48), (0.065, 18)])
+def test_the_noise_is_estimated_from_the_series(sigma, size):
+    """Three tissues with 5 % variation and 31 inversion times; also where voxels are hardly ten times as many."""
     g = torch.Generator().manual_seed(1)
     model = InversionRecovery(ti=TI31)
-    times = torch.tensor([0.78, 1.4, 3.5])[torch.randint(3, (48, 48), generator=g)]
-    times = times * (1 + 0.05 * torch.randn(48, 48, generator=g))
+    times = torch.tensor([0.78, 1.4, 3.5])[torch.randint(3, (size, size), generator=g)]
+    times = times * (1 + 0.05 * torch.randn(size, size, generator=g))
     images = model(torch.stack((torch.full_like(times, 0.8), torch.full_like(times, 1.9), times)))
     images = images + sigma * torch.randn(images.shape, generator=g)
-    everywhere = torch.ones(48, 48, dtype=torch.bool)
-    assert noise_sd(images, everywhere, 3) == pytest.approx(sigma, rel=0.05)
+    everywhere = torch.ones(size, size, dtype=torch.bool)
+    # over 20 seeds the SD of the estimate is 1.1 % at size 18 and 0.4 % at 48; at SNR 100 some signal is left in it
+    assert noise_sd(images, everywhere, 3) == pytest.approx(sigma, rel=0.04 if size == 18 else 0.03)
 
 
 def test_the_noise_of_a_short_series_is_not_guessed():

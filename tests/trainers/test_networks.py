@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qsim.information import likelihood_gradient
 from qsim.parameters import T1, A, B
 from qsim.signals import InversionRecovery, T2Prep
 from trainers.data import Batch
@@ -176,6 +177,27 @@ def test_rim_starts_where_the_paper_says():
     images, _ = series(model, 2, 4, 3)
     net = build(PAPER, model)
     torch.testing.assert_close(net.coordinates.decode(net.start(images))[:, 1], torch.full((2, 4, 3), 0.1))
+
+
+def test_an_additive_update_survives_times_below_zero():
+    """The first step takes T1 to exactly 0, the next below it: the answer stays what the updates add up to."""
+    spec = RIMNetwork(update="additive", gradient="per_n", start="fixed", features=6, steps=3)
+    model = InversionRecovery(ti=(0.15, 0.5, 0.9))
+    net = spec.build(model, model.parameters, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        net.out.weight.zero_()
+        net.out.bias.copy_(torch.tensor([0.0, 0.0, -1.0]))
+    images = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    u = net(images, None)
+    kappa = net.coordinates.decode(u[0])
+    torch.testing.assert_close(kappa[:, 2, 0, 0], torch.tensor([0.0, -1.0, -2.0]))
+    u.square().mean().backward()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
+    # at physical times it is the gradient at the maps themselves
+    physical = torch.tensor([0.8, 1.9, 1.2]).reshape(1, 3, 1, 1).expand(1, 3, 4, 4)
+    series = images.detach().movedim(1, 0)
+    expected = likelihood_gradient(model, physical.movedim(1, 0), series, per_sigma2=False).movedim(0, 1)
+    torch.testing.assert_close(net.gradient(physical, series, None), expected)
 
 
 def test_weights_of_the_paper():

@@ -37,11 +37,13 @@ class RIMNetwork:
         features: channels of every hidden layer and memory state.
         steps: J, number of updates.
         gates: kernel size of the gates of the recurrent units; 1 as in the authors' package.
-        update: what the network answers. `additive`: the update of Eq. 5; relaxation times may turn negative. `log`:
-            the same for the logarithm of relaxation times. `posterior`: in those coordinates, where the neighbourhood
-            expects the voxel to be and how surely: part of the way to a weighted mean of the voxels within `radius`
-            (weights and part learned) plus a shift. The update is the Gauss-Newton step of the voxel's likelihood
-            under that prior, so the physics is not learned, only what a voxel can expect of its neighbours.
+        update: what the network answers. `additive`: the update of Eq. 5; relaxation times may turn negative, where
+            the likelihood gradient is taken at the shortest physical time (`Parameter.lower`), because the signal is
+            not defined; the maps themselves are not clipped. `log`: the same for the logarithm of relaxation times.
+            `posterior`: in those coordinates, where the neighbourhood expects the voxel to be and how surely: part of
+            the way to a weighted mean of the voxels within `radius` (weights and part learned) plus a shift. The
+            update is the Gauss-Newton step of the voxel's likelihood under that prior, so the physics is not learned,
+            only what a voxel can expect of its neighbours.
         gradient: `per_n`: d/du of the sum of squares / 2N, the authors' but for the N; the network does not see the
             noise level. `asinh`: asinh of the same per sigma^2: its size tells how sure the data are.
         start: `fixed`: A the maximum of the images, B = 2, T1 = 1 s, T2 = 0.1 s. `dictionary`: the best of 40
@@ -152,6 +154,10 @@ class RIM(nn.Module):
         self, kappa: Float[Tensor, "b q y x"], series: Float[Tensor, "n b y x"], sigma: Float[Tensor, "b ys xs"] | None
     ) -> Float[Tensor, "b q y x"]:
         """Likelihood gradient d L / d u at the maps `kappa`, a constant for the training (first order)."""
+        if not self.spec.logarithmic:
+            # exp(-TI / T1) overflows on the way through T1 = 0, and one such voxel makes the whole loss NaN
+            rows = zip(self.coordinates.parameters, kappa.unbind(1), strict=True)
+            kappa = torch.stack([r.clamp_min(p.lower) if p.name in RELAXATION_TIMES else r for p, r in rows], 1)
         scaled = self.spec.needs_sigma
         slope = likelihood_gradient(
             self.model, kappa.movedim(1, 0), series, sigma if scaled else None, per_sigma2=scaled
