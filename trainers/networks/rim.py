@@ -21,6 +21,8 @@ from trainers.networks.posterior import damped_step, quadratic, weighted_mean
 
 # SD of the prior that an untrained network holds, in learned coordinates
 _PRIOR_SD = 0.5
+# entries of the dictionary whose largest image is smaller are left out [units of A]
+_LEAST_SIGNAL = 0.1
 # the dictionary of the start: relaxation times over their physical range; one inversion depth, near that of imperfect
 # pulses, because short series tell depth and time apart badly and a free depth would start most voxels at the ends
 _DICTIONARY_TIMES = 40
@@ -127,6 +129,9 @@ class RIM(nn.Module):
         """The entry with the largest d_k' S / |d_k|, the best fit of a series with A > 0; A = d_k' S / |d_k|^2."""
         entries = self._entries().to(images)
         signals = self.model(entries)
+        # what has decayed before the first image explains noise only, with an enormous A
+        seen = signals.abs().amax(0) > _LEAST_SIGNAL
+        entries, signals = entries[:, seen], signals[:, seen]
         energy = signals.square().sum(0)
         with torch.autocast(images.device.type, enabled=False):
             # (voxel, entry): the maximum runs over neighbours in memory
