@@ -240,6 +240,8 @@ def mixed_signal(model: CoherentModel, anatomy: Anatomy, part: slice) -> Inexact
     """
     signal = model.coherent(anatomy.kappa[:, part]).mul_(anatomy.voxels.purity[part])
     minor = anatomy.voxels.minor
+    if len(minor.share) == 0:
+        return signal
     first, last = torch.searchsorted(minor.sample, torch.tensor((part.start, part.stop))).tolist()
     if last > first:
         other = model.coherent(anatomy.minor_kappa[:, first:last]).mul_(minor.share[first:last])
