@@ -16,7 +16,7 @@ Each event solves its equation in closed form: one real mode along the effective
 voxel before it meets the series, in float64; the series itself is carried in the dtype of the maps.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from math import cos, pi, prod, sin
 from typing import Protocol, runtime_checkable
@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qsim.errors import InputError
+from qsim.values import value
 
 # an entry of a small matrix: a map, or a number that is the same everywhere (0 and 1 cost nothing)
 Entry = Tensor | float
@@ -34,7 +35,7 @@ Matrix = tuple[Vector, Vector, Vector]
 Times = float | tuple[float, ...]
 
 # numbers of a block whose magnetisation fits the processor's second-level cache
-_BLOCK = 60_000
+_BLOCK = 100_000
 # |cos| or |sin| below this is a right angle's rounding
 _RIGHT_ANGLE = 1e-15
 
@@ -61,7 +62,7 @@ class Spins:
     def map(self, function: "SpinFunction") -> "Spins":
         """The spins with a function applied to every map."""
         maps = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Spins(**{name: None if value is None else function(value) for name, value in maps.items()})
+        return Spins(**{name: None if one is None else function(one) for name, one in maps.items()})
 
 
 class SpinFunction(Protocol):
@@ -89,8 +90,8 @@ def spins(
         transverse rate of any tissue is at least half the longitudinal one), NaN or infinity, a negative field.
     """
     given = {"t1": t1, "t2": t2, "t1rho": t1rho, "t2rho": t2rho, "delta_b0": delta_b0, "rel_b1": rel_b1}
-    maps = {name: value for name, value in given.items() if value is not None}
-    tensors = [value for value in maps.values() if isinstance(value, Tensor)]
+    maps = {name: one for name, one in given.items() if one is not None}
+    tensors = [one for one in maps.values() if isinstance(one, Tensor)]
     dtype = torch.float64
     if tensors:
         dtype = tensors[0].dtype
@@ -102,7 +103,7 @@ def spins(
     whole = dict(
         zip(
             maps,
-            torch.broadcast_tensors(*(torch.as_tensor(value, dtype=dtype, device=device) for value in maps.values())),
+            torch.broadcast_tensors(*(torch.as_tensor(one, dtype=dtype, device=device) for one in maps.values())),
             strict=True,
         )
     )
@@ -255,7 +256,7 @@ class Modes:
             self.turn,
         )
 
-    def factors(self, times: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    def factors(self, times: Tensor, dtype: torch.dtype) -> "Factors":
         """exp(-along t), exp(-across t) cos(turn t), exp(-across t) sin(turn t) after the times [s]."""
         t = times.to(dtype)
         along, across, turn = self.along.to(dtype), self.across.to(dtype), self.turn.to(dtype)
@@ -287,9 +288,7 @@ def _cos_sin(phase: float) -> tuple[float, float]:
     return (0.0 if abs(c) < _RIGHT_ANGLE * 8 else c), (0.0 if abs(s) < _RIGHT_ANGLE * 8 else s)
 
 
-def driven_modes(
-    spin: Spins, w1: Tensor, r1rho: Tensor | None = None, r2rho: Tensor | None = None
-) -> Modes:
+def driven_modes(spin: Spins, w1: Tensor, r1rho: Tensor | None = None, r2rho: Tensor | None = None) -> Modes:
     """Modes while a field of constant amplitude about x is on.
 
     With w = (w1, 0, dw) and A = W - Gamma, the rate `along` = mu is the real root of the characteristic polynomial,
@@ -370,6 +369,8 @@ def free_modes(spin: Spins) -> Modes:
     )
 
 
+Factors = tuple[Tensor, Tensor, Tensor]
+
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
@@ -391,8 +392,18 @@ class TimedEvent(Protocol):
         """One duration, or one for each image [s]."""
         ...
 
+    @property
+    def phase(self) -> float:
+        """Of its field in the transverse plane [rad]."""
+        ...
+
+    @property
+    def medium(self) -> Hashable:
+        """What decides its modes: events of one medium share them."""
+        ...
+
     def modes(self, spin: Spins) -> Modes:
-        """Its solution in each voxel (float64)."""
+        """Its solution in each voxel with the field along x (float64)."""
         ...
 
 
@@ -518,6 +529,11 @@ class FreePrecession:
     """
 
     duration: Times
+    phase: float = 0.0
+
+    @property
+    def medium(self) -> Hashable:
+        return "free"
 
     def modes(self, spin: Spins) -> Modes:
         return free_modes(spin)
@@ -532,6 +548,11 @@ class Delay:
     """
 
     duration: Times
+    phase: float = 0.0
+
+    @property
+    def medium(self) -> Hashable:
+        return "delay"
 
     def modes(self, spin: Spins) -> Modes:
         free = free_modes(spin)
@@ -548,7 +569,7 @@ class Crusher:
         return Affine(((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, 1.0)))
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Exchange:
     """Two-site fast exchange, which adds to R1rho and makes it depend on f_SL.
 
@@ -577,9 +598,7 @@ class Exchange:
         return sin2 * strength / (w_squared + self.rate**2)
 
 
-def rotating_frame_rates(
-    spin: Spins, fsl: float | Tensor, exchange: Exchange | None = None
-) -> tuple[Tensor, Tensor]:
+def rotating_frame_rates(spin: Spins, fsl: float | Tensor, exchange: Exchange | None = None) -> tuple[Tensor, Tensor]:
     """R1rho along and R2rho across the effective field of a spin-lock [1/s].
 
         R1rho = R1 cos^2(theta) + (1 / T1rho) sin^2(theta) [+ Rex],    tan(theta) = w_SL / dw
@@ -621,9 +640,13 @@ class Lock:
     phase: float
     exchange: Exchange | None = None
 
+    @property
+    def medium(self) -> Hashable:
+        return self.fsl, self.exchange
+
     def modes(self, spin: Spins) -> Modes:
         along, across = rotating_frame_rates(spin, self.fsl, self.exchange)
-        return driven_modes(spin, 2 * pi * self.fsl * spin.rel_b1, along, across).turned(self.phase)
+        return driven_modes(spin, 2 * pi * self.fsl * spin.rel_b1, along, across)
 
 
 # --- carrying magnetisation through events ----------------------------------------------------------------------------
@@ -685,26 +708,36 @@ def _carry(
     """One block: what is fixed is merged into `pending`, which meets the series only before the next timed event."""
     dtype, ndim = spin.t1.dtype, spin.t1.ndim
     exact = spin.map(lambda x: x.double())
-    m: Vector = (0.0, 0.0, mz0)
+    solved: dict[Hashable, Modes] = {}
+    memory: dict[tuple[Hashable, Times], Factors] = {}
+    m: Vector = (0.0, 0.0, mz0.double())
+    # before the first event that differs between images, m itself is carried, in float64
+    in_series = False
     pending = Affine()
-    known: dict[Times, Tensor] = {}
     for event in events:
         if isinstance(event, FixedEvent):
-            pending = event.affine(exact).after(pending)
+            if isinstance(event, ShapedPulse) and not in_series:
+                m = event.apply(exact, m)
+            elif in_series:
+                pending = event.affine(exact).after(pending)
+            else:
+                m = event.affine(exact)(m)
             continue
-        modes = event.modes(exact)
+        if event.medium not in solved:
+            solved[event.medium] = event.modes(exact)
+        modes = solved[event.medium].turned(event.phase)
         if isinstance(event.duration, float):
-            pending = modes.after(event.duration).after(pending)
+            whole = modes.after(event.duration)
+            m, pending = (m, whole.after(pending)) if in_series else (whole(m), pending)
             continue
-        times = known.setdefault(event.duration, _column(event.duration, ndim, spin.t1))
-        e, c, s = modes.factors(times, dtype)
-        p, u, v = modes.into.after(pending).to(dtype)(m)
+        e, c, s = _factors(modes, event, ndim, dtype, memory)
+        p, u, v = modes.into.after(pending).to(dtype)(m) if in_series else _cast(modes.into(m), dtype)
         m = (
             _times(p, e),
             _plus(_times(u, c), _times(-1.0, _times(v, s))),
             _plus(_times(u, s), _times(v, c)),
         )
-        pending = modes.back
+        in_series, pending = True, modes.back
     final = pending.to(dtype)
     shape = (n, *spin.t1.shape)
     results = []
@@ -715,5 +748,19 @@ def _carry(
     return results
 
 
-def _column(times: tuple[float, ...], ndim: int, like: Tensor) -> Tensor:
-    return torch.tensor(times, dtype=torch.float64, device=like.device).reshape(-1, *(1,) * ndim)
+def _factors(
+    modes: Modes, event: TimedEvent, ndim: int, dtype: torch.dtype, memory: dict[tuple[Hashable, Times], Factors]
+) -> Factors:
+    """`Modes.factors` of the event; twice a duration that was met before is its square, without an exponential."""
+    assert isinstance(event.duration, tuple)
+    key = (event.medium, event.duration)
+    if key in memory:
+        return memory[key]
+    half = memory.get((event.medium, tuple(t / 2 for t in event.duration)))
+    if half is not None:
+        e, c, s = half
+        memory[key] = e * e, torch.addcmul(c * c, s, s, value=-1), 2 * c * s
+    else:
+        column = torch.tensor(event.duration, dtype=dtype, device=modes.along.device).reshape(-1, *(1,) * ndim)
+        memory[key] = modes.factors(column, dtype)
+    return memory[key]
