@@ -118,7 +118,7 @@ class Preparation(Protocol):
 
 def _width(events: Sequence[Event]) -> float:
     """Time that the pulses of a list take [s]."""
-    return sum(event.width for event in events if isinstance(event, RectangularPulse | ShapedPulse))
+    return sum((event.width for event in events if isinstance(event, RectangularPulse | ShapedPulse)), 0.0)
 
 
 def _check_pulse_b1(pulse_b1: float | None) -> None:
@@ -133,7 +133,7 @@ def _finite(mz: Float[Tensor, "n *space"], remedy: str) -> Float[Tensor, "n *spa
 
 
 _NO_TURN = (
-    "t2: relaxation is faster than the turn about the field (w <= (R2 - R1) / 2), so that the pulses cannot act; "
+    "t2: relaxation is faster than the turn about the field (w <= (R2 - R1) / 2), so that nothing turns; "
     "mask such voxels, or raise the field"
 )
 
@@ -272,7 +272,7 @@ class T2Preparation:
         shortest = self._shortest()
         if min(self.te) < shortest:
             raise ValueError(
-                f"te of {min(self.te):g} s is too short for the pulses, which need {shortest:.4g} s; raise it or pulse_b1"
+                f"te of {min(self.te):g} s is too short for its pulses of {shortest:.4g} s; raise it or pulse_b1"
             )
 
     @property
@@ -347,12 +347,11 @@ class T2Preparation:
 
 
 @value
-class Inversion:
-    """Inversion and recovery: the raw, signed Mz at each inversion time.
+class InversionPulse:
+    """An inversion pulse, hard or adiabatic (HS1).
 
     Attributes:
-        ti: inversion times, from the end of the pulse; 0 is allowed [s].
-        pulse: `hard`, or the adiabatic hyperbolic secant `HS1`, which needs the next four.
+        pulse: `hard`, or the hyperbolic secant `HS1`, which needs the next four.
         duration: of the pulse [s].
         max_b1: its peak amplitude, gamma B1 / 2 pi [Hz].
         beta: its modulation rate [1/s].
@@ -361,8 +360,6 @@ class Inversion:
     Source: Silver, Joseph and Hoult 1985, doi:10.1103/PhysRevA.31.2753 (HS1).
     """
 
-    kind: Literal["inversion"] = "inversion"
-    ti: tuple[float, ...]
     pulse: Literal["hard", "HS1"] = "hard"
     duration: float | None = None
     max_b1: float | None = None
@@ -373,7 +370,6 @@ class Inversion:
     def __post_init__(self) -> None:
         if self.pulse not in ("hard", "HS1"):
             raise ValueError(f"pulse must be hard or HS1, got {self.pulse!r}")
-        check_times("ti", self.ti)
         shape = {"duration": self.duration, "max_b1": self.max_b1, "beta": self.beta, "mu": self.mu}
         if self.pulse == "hard":
             given = [name for name, number in shape.items() if number is not None]
@@ -393,13 +389,54 @@ class Inversion:
         return hs1(duration=self.duration, max_b1=self.max_b1, beta=self.beta, mu=self.mu, steps=self.steps)
 
     @property
+    def width(self) -> float:
+        """How long it lasts [s]."""
+        return self.duration or 0.0
+
+    def events(self) -> list[Event]:
+        """The pulse and a crusher."""
+        return [HardPulse(pi) if self.pulse == "hard" else self._shaped(), Crusher()]
+
+
+@value
+class Inversion:
+    """Inversion and recovery: the raw, signed Mz at each inversion time.
+
+    Attributes:
+        ti: inversion times, from the end of the pulse; 0 is allowed [s].
+        pulse, duration, max_b1, beta, mu, steps: as in `InversionPulse`.
+    """
+
+    kind: Literal["inversion"] = "inversion"
+    ti: tuple[float, ...]
+    pulse: Literal["hard", "HS1"] = "hard"
+    duration: float | None = None
+    max_b1: float | None = None
+    beta: float | None = None
+    mu: float | None = None
+    steps: int = 2000
+
+    def __post_init__(self) -> None:
+        check_times("ti", self.ti)
+        self._pulse()
+
+    def _pulse(self) -> InversionPulse:
+        return InversionPulse(
+            pulse=self.pulse,
+            duration=self.duration,
+            max_b1=self.max_b1,
+            beta=self.beta,
+            mu=self.mu,
+            steps=self.steps,
+        )
+
+    @property
     def times(self) -> tuple[float, ...]:
         return self.ti
 
     @property
     def durations(self) -> tuple[float, ...]:
-        pulse = self.duration or 0.0
-        return tuple(t + pulse for t in self.ti)
+        return tuple(t + self._pulse().width for t in self.ti)
 
     @property
     def locks(self) -> bool:
@@ -407,8 +444,7 @@ class Inversion:
 
     def events(self) -> list[Event]:
         """The pulse, a crusher, the recovery."""
-        pulse = HardPulse(pi) if self.pulse == "hard" else self._shaped()
-        return [pulse, Crusher(), Delay(self.ti)]
+        return [*self._pulse().events(), Delay(self.ti)]
 
     def apply(self, spin: Spins, mz0: Tensor | float = 1.0) -> Float[Tensor, "n *space"]:
         return longitudinal(self.events(), spin, mz0)
