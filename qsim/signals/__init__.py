@@ -1,22 +1,92 @@
-"""Signal models: images of a tissue before noise and artefacts."""
+"""Signal models: images of a tissue before noise and artefacts.
+
+Closed forms of an ideal scanner, extended phase graphs, and Bloch models of real sequences in real fields.
+"""
 
 from qsim.signals.base import CoherentModel, DifferentiableModel, SignalModel
-from qsim.signals.closed_form import InversionRecovery, InversionRecovery2P, SpinEcho, SpinLock, T2Prep, decay, recovery
+from qsim.signals.bloch import Exchange, Spins, longitudinal, magnetisation, spins
+from qsim.signals.closed_form import (
+    InversionRecovery,
+    InversionRecovery2P,
+    OffsetDecay,
+    SpinEcho,
+    SpinLock,
+    T2Prep,
+    decay,
+    recovery,
+)
+from qsim.signals.epg import epg_cpmg
+from qsim.signals.multi_echo import MultiEchoSpinEcho
+from qsim.signals.preparations import (
+    PREPARATIONS,
+    AnyPreparation,
+    Inversion,
+    InversionPulse,
+    Preparation,
+    SpinLockPreparation,
+    T2Preparation,
+)
+from qsim.signals.readout import READOUTS, AnyReadout, Ideal
+from qsim.signals.sequences import MOLLI, Bloch, LookLockerTrain
+from qsim.signals.slice_profile import SampledProfile, ShapedProfile, SliceProfile
+from qsim.signals.spoiled import SpoiledGradientEcho
+from qsim.signals.ssfp import BalancedSSFP
+from qsim.signals.turbo import TurboSpinEcho
 
-MODELS = (InversionRecovery, InversionRecovery2P, T2Prep, SpinLock, SpinEcho)
-ClosedForm = InversionRecovery | InversionRecovery2P | T2Prep | SpinLock | SpinEcho
+ClosedForm = InversionRecovery | InversionRecovery2P | T2Prep | SpinLock | SpinEcho | OffsetDecay
+AnyModel = ClosedForm | MultiEchoSpinEcho | Bloch | LookLockerTrain | MOLLI
+MODELS = (
+    InversionRecovery,
+    InversionRecovery2P,
+    T2Prep,
+    SpinLock,
+    SpinEcho,
+    OffsetDecay,
+    MultiEchoSpinEcho,
+    Bloch,
+    LookLockerTrain,
+    MOLLI,
+)
 
 __all__ = [
     "MODELS",
+    "MOLLI",
+    "PREPARATIONS",
+    "READOUTS",
+    "AnyModel",
+    "AnyPreparation",
+    "AnyReadout",
+    "BalancedSSFP",
+    "Bloch",
     "ClosedForm",
     "CoherentModel",
     "DifferentiableModel",
+    "Exchange",
+    "Ideal",
+    "Inversion",
+    "InversionPulse",
     "InversionRecovery",
     "InversionRecovery2P",
+    "LookLockerTrain",
+    "MultiEchoSpinEcho",
+    "OffsetDecay",
+    "Preparation",
+    "SampledProfile",
+    "ShapedProfile",
     "SignalModel",
+    "SliceProfile",
     "SpinEcho",
     "SpinLock",
+    "SpinLockPreparation",
+    "Spins",
+    "SpoiledGradientEcho",
     "T2Prep",
+    "T2Preparation",
+    "TurboSpinEcho",
     "decay",
+    "epg_cpmg",
+    "longitudinal",
+    "magnetisation",
     "recovery",
+    "spins",
 ]

@@ -44,6 +44,24 @@ class CoherentModel(SignalModel, Protocol):
 
 
 @runtime_checkable
+class SpatialModel(CoherentModel, Protocol):
+    """A model whose readout mixes the voxels of an image: what adds up within a voxel is what stands before it."""
+
+    @property
+    def mixes_voxels(self) -> bool:
+        """Whether it does; False: `coherent` acts on each voxel by itself."""
+        ...
+
+    def magnetisation(self, kappa: Float[Tensor, "q *space"]) -> Inexact[Tensor, "k *space"]:
+        """What the readout starts from, per voxel; tissues that share a voxel add up in it [units of A]."""
+        ...
+
+    def image(self, magnetisation: Inexact[Tensor, "k *space"]) -> Inexact[Tensor, "n *space"]:
+        """Signed or complex images; the phase axis is the last but one, leading axes are a batch [units of A]."""
+        ...
+
+
+@runtime_checkable
 class DifferentiableModel(SignalModel, Protocol):
     """A model that knows its derivatives in closed form."""
 

@@ -170,14 +170,12 @@ def solve(events: Sequence[Event], spin: Spins, mz0: Tensor) -> Course:
             # a quarter of the work of its affine map
             m = event.apply(exact, m)
             continue
-        if isinstance(event, FixedEvent) or isinstance(event.duration, float):
-            whole = (
-                event.affine(exact)
-                if isinstance(event, FixedEvent)
-                else _solved(event, exact, solved).after(float(event.duration))
-            )
+        whole = _whole(event, exact, solved)
+        if whole is not None:
             m, pending = (m, whole.after(pending)) if steps else (whole(m), pending)
             continue
+        assert isinstance(event, TimedEvent)
+        assert isinstance(event.duration, tuple)
         modes = _solved(event, exact, solved)
         if not steps:
             m = modes.into(m)
@@ -196,6 +194,13 @@ def solve(events: Sequence[Event], spin: Spins, mz0: Tensor) -> Course:
         lasted.append((event.medium, event.duration))
         pending = modes.back
     return Course(cast(m, dtype), tuple(steps), pending.to(dtype))
+
+
+def _whole(event: Event, spin: Spins, known: dict[tuple[Hashable, float | None], Modes]) -> Affine | None:
+    """The event as one affine map; None if its duration differs between the images."""
+    if isinstance(event, FixedEvent):
+        return event.affine(spin)
+    return _solved(event, spin, known).after(event.duration) if isinstance(event.duration, float) else None
 
 
 def _solved(event: TimedEvent, spin: Spins, known: dict[tuple[Hashable, float | None], Modes]) -> Modes:
@@ -256,12 +261,13 @@ def _in_blocks(
     voxels = prod(shape)
     if spin.t1.device.type != "cpu" or n * voxels <= 2 * _BLOCK:
         return _carry(events, spin, start, n, rows)
-    flat, start = spin.map(lambda x: x.reshape(-1)), start.reshape(-1)
+    flat = spin.map(lambda x: x.reshape(-1))
+    start = start.reshape(-1)
     size = max(1, _BLOCK // n)
     parts = []
     for low in range(0, voxels, size):
         part = slice(low, low + size)
-        parts.append(_carry(events, flat.map(lambda x, part=part: x[part]), start[part], n, rows))  # type: ignore[misc]
+        parts.append(_carry(events, flat.map(lambda x, part=part: x[part]), start[part], n, rows))
     return torch.cat(parts, -1).reshape(len(rows), n, *shape)
 
 

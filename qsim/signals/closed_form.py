@@ -1,4 +1,5 @@
-"""Closed-form signals of an ideal scanner: recovery after an inversion, and mono-exponential decays.
+"""Closed-form signals of an ideal scanner: recovery after an inversion, and mono-exponential decays, alone or on a
+constant.
 
 Each model is its formula (`recovery`, `decay`), the names of its parameters and its timings. Derivatives are written
 beside the formula because the likelihood gradient of the networks, the Fisher information and the fits all need them.
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qsim.parameters import T1, T1RHO, T2, A, B, Parameter
+from qsim.parameters import T1, T1RHO, T2, A, B, C, Parameter
 from qsim.signals.base import check_times, time_axis
 from qsim.values import value
 
@@ -30,8 +31,11 @@ def recovery(
     Assumes: TR >> T1, mono-exponential tissue.   Not: Look-Locker recovery, whose exponent holds T1*.
     Source: Barral et al. 2010, doi:10.1002/mrm.22497; sabidussi2021 section 4.1.
     """
-    # A - (A B) E: one pass over the images instead of three
-    return torch.addcmul(a, a * b, (-ti / t1).exp_(), value=-1)
+    e = (-ti / t1).exp_()
+    if torch.is_grad_enabled():
+        return torch.addcmul(a, a * b, e, value=-1)
+    # A - (A B) E in place: the images are written once
+    return torch.addcmul(a, a * b, e, value=-1, out=e)
 
 
 def decay(
@@ -47,7 +51,8 @@ def decay(
         times: preparation, echo or spin-lock times [s].
     Source: sabidussi2021 section 4.1.
     """
-    return a * (-times / t).exp_()
+    e = (-times / t).exp_()
+    return a * e if torch.is_grad_enabled() else e.mul_(a)
 
 
 def _decay_jacobian(
@@ -272,6 +277,57 @@ class SpinEcho:
     def jacobian(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "q n *space"]:
         a, t2 = kappa
         return _decay_jacobian(a, t2, time_axis(self.te, t2))
+
+
+@value
+class OffsetDecay:
+    """Decay on a constant, A exp(-t / T) + C: T is T2 after `te`, T1rho after `tsl`.
+
+    A readout adds a constant to whatever magnetisation it finds, and so does an imperfect preparation; a fit without
+    it takes the constant for a slower decay.
+
+    Attributes:
+        te: preparation or echo times; then T is T2 [s].
+        tsl: spin-lock times; then T is T1rho [s]. Exactly one of the two is given.
+    Source: PMC4320682 (why T2-prepared images need the third parameter).
+    """
+
+    kind: Literal["offset_decay"] = "offset_decay"
+    te: tuple[float, ...] | None = None
+    tsl: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.te is None) == (self.tsl is None):
+            given = "neither" if self.te is None else "both"
+            raise ValueError(f"te and tsl: wanted exactly one (te for T2, tsl for T1rho), got {given}")
+        check_times("te" if self.tsl is None else "tsl", self.times)
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return A, (T2 if self.tsl is None else T1RHO), C
+
+    @property
+    def n_images(self) -> int:
+        return len(self.times)
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """Timings of the series [s]."""
+        return self.te or self.tsl or ()
+
+    def __call__(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "n *space"]:
+        a, t, c = kappa
+        return decay(a, t, time_axis(self.times, t)) + c
+
+    def coherent(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "n *space"]:
+        """The same: no modulus is taken [units of A]."""
+        return self(kappa)
+
+    def jacobian(self, kappa: Float[Tensor, "q *space"]) -> Float[Tensor, "q n *space"]:
+        """(dS/dA, dS/dT, dS/dC) = (E, A t E / T^2, 1) with E = exp(-t / T)."""
+        a, t, _ = kappa
+        rows = _decay_jacobian(a, t, time_axis(self.times, t))
+        return torch.cat((rows, torch.ones_like(rows[:1])))
 
 
 def _sign(signal: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:

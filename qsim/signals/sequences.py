@@ -17,7 +17,8 @@ from qsim.parameters import DELTA_B0, REL_B1, T1, T1RHO, T2, T2RHO, A, Parameter
 from qsim.signals.base import check_times
 from qsim.signals.bloch import Spins, longitudinal
 from qsim.signals.preparations import AnyPreparation, InversionPulse
-from qsim.signals.readout import AnyReadout, BalancedSSFP, Ideal, assembled, components, mixes_voxels, read
+from qsim.signals.readout import AnyReadout, Ideal, aftermath, assembled, components, mixes_voxels, read
+from qsim.signals.ssfp import BalancedSSFP
 from qsim.values import value
 
 
@@ -143,12 +144,12 @@ def steady_state(preparation: AnyPreparation, readout: AnyReadout, spin: Spins, 
 
     Assumes: each image is measured after enough shots of its own preparation; every shot is alike.
     """
-    train = readout.train(spin)
+    gain, offset = aftermath(readout, spin)
     beta = preparation.apply(spin, 0.0)
     alpha = preparation.apply(spin, 1.0) - beta
     rest = beta.new_tensor([tr - readout.duration - used for used in preparation.durations])
     e = torch.exp(-rest.reshape(-1, *(1,) * spin.t1.ndim) / spin.t1)
-    before = (1 + e * (train.mz_gain * beta + train.mz_offset - 1)) / (1 - e * train.mz_gain * alpha)
+    before = (1 + e * (gain * beta + offset - 1)) / (1 - e * gain * alpha)
     return alpha * before + beta
 
 
