@@ -108,7 +108,9 @@ def compile_longitudinal(events: Sequence[Event]) -> Callable[[Spins, Tensor], T
 
     def run(spin: Spins, mz0: Tensor) -> Tensor:
         with torch.no_grad():
-            return played(solved(spin, mz0)).expand(n, *spin.t1.shape)
+            mz = played(solved(spin, mz0))
+        assert isinstance(mz, Tensor)
+        return mz.expand(n, *spin.t1.shape)
 
     return run
 
@@ -257,7 +259,7 @@ def _in_blocks(
 ) -> Float[Tensor, "r n *space"]:
     """Voxels are carried in blocks that fit the cache; they do not mix."""
     shape, n = spin.t1.shape, _n_images(events)
-    start = torch.as_tensor(mz0, dtype=spin.t1.dtype, device=spin.t1.device).expand(shape)
+    start: Tensor = torch.as_tensor(mz0, dtype=spin.t1.dtype, device=spin.t1.device).expand(shape)
     voxels = prod(shape)
     if spin.t1.device.type != "cpu" or n * voxels <= 2 * _BLOCK:
         return _carry(events, spin, start, n, rows)
