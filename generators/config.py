@@ -8,12 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from generators.fitting import check_fields, check_tissues, completed
 from phantoms import PHANTOMS
 from phantoms.base import PhantomSpec, Split
+from phantoms.fields import FIELDS
+from phantoms.fields import Field as FieldOfMaps
 from qsim.distributions import DISTRIBUTIONS
 from qsim.kspace.noise import NOISES, AnyNoise
-from qsim.signals import MODELS, ClosedForm
-from qsim.tissues import TISSUE_TABLES, TissueSource
+from qsim.signals import MODELS, AnyModel
+from qsim.tissues import TISSUE_TABLES, TissueSource, TissueTable
 
 
 def _union(kinds: tuple[type, ...]) -> Any:
@@ -77,7 +80,8 @@ class GeneratorConfig(RootConfig):
         store: `images`, or `maps` when the series is simulated while training.
         dtype: of the stored images; float16 halves the store (its rounding is 2.4 % of sigma at SNR 100).
         targets: rows to be learned or estimated; all of the model's if not given.
-        artefacts, fields: none are available yet.
+        fields: what changes DELTA_B0, REL_B1 and B by position or tissue, by `kind`, applied in this order.
+        artefacts: none are available yet.
     """
 
     seed: Seed
@@ -94,7 +98,7 @@ class GeneratorConfig(RootConfig):
     dtype: Literal["float32", "float16"] = "float32"
     targets: tuple[str, ...] = ()
     artefacts: tuple[()] = ()
-    fields: tuple[()] = ()
+    fields: tuple[_union(FIELDS), ...] = ()  # type: ignore[valid-type]
 
     @field_validator("patch")
     @classmethod
@@ -121,15 +125,13 @@ class GeneratorConfig(RootConfig):
                 "or store: images"
             )
         table = self.tissue_source.table()
-        for tissue in table.tissues:
-            missing = [row for row in rows if row not in tissue.values and row not in table.per_sample]
-            if missing:
-                raise ValueError(f"tissues: {tissue.name} has no {', '.join(missing)}, which the model needs")
+        check_tissues(rows, self.field_list, table)
+        check_fields(rows, self.field_list, table)
         return self
 
     # the unions above are built at run time; these give them their types
     @property
-    def signal_model(self) -> ClosedForm:
+    def signal_model(self) -> AnyModel:
         """The signal model."""
         return self.model
 
@@ -142,6 +144,17 @@ class GeneratorConfig(RootConfig):
     def tissue_source(self) -> TissueSource:
         """Where the tissue table comes from."""
         return self.tissues
+
+    @property
+    def field_list(self) -> tuple[FieldOfMaps, ...]:
+        """The fields, in their order."""
+        return self.fields
+
+    @property
+    def table(self) -> TissueTable:
+        """The tissue table, with the values of rows that are there without fields (DELTA_B0 0, REL_B1 1)."""
+        rows = [parameter.name for parameter in self.signal_model.parameters]
+        return completed(self.tissue_source.table(), rows, self.field_list)
 
     @property
     def phantom_spec(self) -> PhantomSpec:

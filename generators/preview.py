@@ -256,8 +256,9 @@ def draw_patches(store: PatchStore, samples: StoredSamples) -> "Figure":
         factor, unit = (1000, "ms") if parameter.unit == "s" else (1, parameter.unit)
         maps = factor * kappa[:, q]
         high = float(np.nanquantile(maps, 0.995)) if np.isfinite(maps).any() else 1.0
-        # a field like B lies far from 0; relaxation times and signals are shown from 0
-        low = float(np.nanquantile(maps, 0.005)) if parameter.name == "B" and np.isfinite(maps).any() else 0.0
+        # a field lies far from 0, or on both sides of it; relaxation times and signals are shown from 0
+        is_field = parameter.name in ("B", "DELTA_B0", "REL_B1", "C")
+        low = float(np.nanquantile(maps, 0.005)) if is_field and np.isfinite(maps).any() else 0.0
         for row in range(rows):
             shade = axes[row, column].imshow(
                 maps[row], cmap=colour_map(parameter.name), vmin=low, vmax=max(high, low + 1e-6)

@@ -1,12 +1,11 @@
 """The file to read first: from a config to samples, one line per arrow.
 
-anatomy -> tissue values -> parameter maps -> signal -> noise. A sample is a pure function of (config, seed, index):
-every stage has a random stream of its own, so neither the batch it is made in nor the worker changes a bit of it.
+anatomy -> tissue values -> parameter maps -> fields -> signal -> noise. A sample is a pure function of (config, seed,
+index): every stage has a random stream of its own, so neither the batch it is made in nor the worker changes a bit.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -15,13 +14,14 @@ from jaxtyping import Float, Inexact, Int, UInt8
 from torch import Tensor
 
 from generators.config import GeneratorConfig
-from phantoms.base import Crop, Phantom
+from generators.scene import Scene, draw, draw_fields, scene, through_fields, tissue_values, within_tissue
+from phantoms.base import Crop
 from phantoms.maps import Mixture, minor_parameters, mixture, parameter_maps
-from qsim.distributions import Distribution, Streams
-from qsim.errors import InputError
+from qsim.distributions import Streams
 from qsim.kspace.noise import Noise
-from qsim.signals.base import CoherentModel
-from qsim.tissues import TissueTable, Variation
+from qsim.signals.base import CoherentModel, SpatialModel
+
+__all__ = ["Anatomy", "Samples", "Scene", "Truth", "draws", "make_sample", "make_samples", "make_truth", "scene"]
 
 # numbers of a part whose images fit the processor's second-level cache together
 _NUMBERS_IN_CACHE = 100_000
@@ -48,37 +48,6 @@ class Samples:
     sigma: Float[Tensor, " b"]
     subject: Int[Tensor, " b"]
     origin: Int[Tensor, "b axis"]
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """What all samples of a config share: the anatomy that was read and the table matched to it."""
-
-    phantom: Phantom
-    table: TissueTable
-    model: CoherentModel
-
-
-@lru_cache(maxsize=4)
-def _scene(canonical: str) -> Scene:
-    config = GeneratorConfig.model_validate_json(canonical)
-    phantom = config.phantom_spec.load(config.split, config.slice_axis)
-    table = config.tissue_source.table()
-    missing = [name for name in phantom.tissues if name not in table.names]
-    if missing:
-        raise InputError(
-            f"tissues: the phantom holds {', '.join(missing)}, which the table '{table.name}' does not; "
-            f"it has {', '.join(table.names)}"
-        )
-    return Scene(phantom, table, config.signal_model)
-
-
-def scene(config: GeneratorConfig) -> Scene:
-    """The anatomy and the tissue table of a config, read once per process.
-
-    Raises: InputError naming a missing or unreadable phantom file, or a tissue that the table lacks.
-    """
-    return _scene(config.canonical)
 
 
 @torch.no_grad()
@@ -173,6 +142,7 @@ def _anatomy(config: GeneratorConfig, streams: Sequence[Streams]) -> Anatomy:
     normals, within = within_tissue(world, streams, config.patch)
     kappa = parameter_maps(values, normals, within, voxels.majority)
     minor_kappa = minor_parameters(values, normals, within, voxels.minor)
+    kappa, minor_kappa = through_fields(world, streams, crops, voxels, kappa, minor_kappa)
     return Anatomy(crops, voxels, kappa, minor_kappa)
 
 
@@ -184,67 +154,53 @@ def _parts(samples: int, numbers_per_sample: int) -> Iterator[slice]:
 
 
 def draws(config: GeneratorConfig, index: int) -> Mapping[str, object]:
-    """What was drawn for one sample, as JSON holds it: anatomy, tissue values [SI], sigma [units of A]."""
+    """What was drawn for one sample, as JSON holds it: anatomy, tissue values [SI], fields, sigma [units of A].
+
+    A row that a field replaces is not among the tissue values; hidden rows, which only fields use, are.
+    """
     world = scene(config)
     stream = Streams(config.seed, index)
     crop = world.phantom.crop(config.patch, stream.rng("anatomy"))
     values = tissue_values(world, [stream])[0]
-    rows = [parameter.name for parameter in world.model.parameters]
     return {
         "subject": crop.subject,
         "origin": list(crop.origin),
         "sigma": float(draw_sigma(config, [stream])[0]),
         "tissues": {
-            tissue: {row: float(values[t, q]) for q, row in enumerate(rows)}
+            tissue: {row: float(values[t, q]) for q, row in enumerate(world.all_rows) if row not in world.replaced}
             for t, tissue in enumerate(world.phantom.tissues)
         },
+        "fields": draw_fields(world, stream),
     }
 
 
-def tissue_values(world: Scene, streams: Sequence[Streams]) -> Float[Tensor, "b t q"]:
-    """Draw the value of each tissue in each sample; what is one per sample (B) is the same in every tissue [SI]."""
-    rows = [parameter.name for parameter in world.model.parameters]
-    tissues = [world.table[name] for name in world.phantom.tissues]
-    u = np.stack([stream.rng("tissues").random((len(tissues), len(rows))) for stream in streams])
-    values = np.empty_like(u)
-    for q, row in enumerate(rows):
-        if row in world.table.per_sample:
-            values[:, :, q] = _ppf(world.table.per_sample[row], u[:, :1, q])
-            continue
-        for t, tissue in enumerate(tissues):
-            values[:, t, q] = _ppf(tissue.values[row], u[:, t, q])
-    return torch.from_numpy(values.astype(np.float32))
-
-
-def _ppf(distribution: Distribution, u: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-    # random() can return 0, where an unbounded distribution has no finite value
-    return distribution.ppf(np.maximum(u, np.finfo(float).tiny))
-
-
-def within_tissue(
-    world: Scene, streams: Sequence[Streams], patch: tuple[int, ...]
-) -> tuple[Float[Tensor, "b q *space"], tuple[Variation, ...]]:
-    """Standard normals of every row and voxel, and how much each row varies within a tissue."""
-    within = tuple(world.table.within.get(parameter.name, Variation()) for parameter in world.model.parameters)
-    normals = torch.empty(len(streams), len(within), *patch)
-    for b, stream in enumerate(streams):
-        # one per row, varying or not: so a row's normals do not depend on which rows vary
-        normals[b].normal_(generator=stream.torch_generator("within"))
-    return normals, within
-
-
-def mixed_signal(model: CoherentModel, anatomy: Anatomy, part: slice) -> Inexact[Tensor, "n b *space"]:
+def mixed_signal(model: CoherentModel, anatomy: Anatomy, part: slice) -> Float[Tensor, "n b *space"]:
     """Coherent signal of some of the samples: signals mix, before any modulus; relaxation times do not.
 
-    S = sum_k share_k S(kappa of tissue k)
+        S = sum_k share_k S(kappa of tissue k)
+
+    Where the readout mixes voxels, magnetisations mix within them first, and one readout follows. Of a complex signal:
+    its modulus, or its real part if the model is signed.
     """
-    signal = model.coherent(anatomy.kappa[:, part]).mul_(anatomy.voxels.purity[part])
+    if isinstance(model, SpatialModel) and model.mixes_voxels:
+        signal = model.image(_mixed(model.magnetisation, anatomy, part))
+    else:
+        signal = _mixed(model.coherent, anatomy, part)
+    if signal.is_complex():
+        # both channels have the same noise, so the phase counts only where the model keeps the sign
+        return signal.real if getattr(model, "signed", False) else signal.abs()
+    return signal
+
+
+def _mixed(function: Callable[[Tensor], Tensor], anatomy: Anatomy, part: slice) -> Inexact[Tensor, "n b *space"]:
+    """Sum over the tissues of each voxel of share x function(kappa of the tissue)."""
+    signal = function(anatomy.kappa[:, part]).mul_(anatomy.voxels.purity[part])
     minor = anatomy.voxels.minor
     if len(minor.share) == 0:
         return signal
     first, last = torch.searchsorted(minor.sample, torch.tensor((part.start, part.stop))).tolist()
     if last > first:
-        other = model.coherent(anatomy.minor_kappa[:, first:last]).mul_(minor.share[first:last])
+        other = function(anatomy.minor_kappa[:, first:last]).mul_(minor.share[first:last])
         voxels = signal[0, 0].numel()
         flat = (minor.sample[first:last] - part.start) * voxels + minor.voxel[first:last]
         signal.reshape(len(signal), -1).index_add_(1, flat, other)
@@ -253,7 +209,7 @@ def mixed_signal(model: CoherentModel, anatomy: Anatomy, part: slice) -> Inexact
 
 def add_noise(
     noise: Noise,
-    signal: Inexact[Tensor, "b n *space"],
+    signal: Float[Tensor, "b n *space"],
     sigma: Float[Tensor, " b"],
     streams: Sequence[Streams],
     out: Float[Tensor, "b n *space"],
@@ -270,4 +226,4 @@ def add_noise(
 def draw_sigma(config: GeneratorConfig, streams: Sequence[Streams]) -> Float[Tensor, " b"]:
     """Noise SD of each sample [units of A]."""
     u = np.array([stream.rng("sigma").random() for stream in streams])
-    return torch.from_numpy(_ppf(config.noise_model.sigma, u).astype(np.float32))
+    return torch.from_numpy(draw(config.noise_model.sigma, u).astype(np.float32))

@@ -5,7 +5,8 @@ from dataclasses import field
 from math import isfinite
 from typing import Literal, Protocol, runtime_checkable
 
-from qsim.distributions import AnyDistribution, HalfNormal, Normal, Truncated, require_positive
+from qsim.distributions import AnyDistribution, Constant, HalfNormal, Normal, Truncated, require_positive
+from qsim.joint import Correlation, correlation_matrix
 from qsim.parameters import PARAMETERS, RELAXATION_TIMES
 from qsim.values import value
 
@@ -18,11 +19,13 @@ class Tissue:
         name: as the phantoms call it: csf, gm, wm, fat, muscle, skin, skull, vessel, marrow, or an organ.
         values: distribution between subjects, by parameter name [SI unit of the parameter].
         source: where the numbers come from; "to be sourced" where nobody knows.
+        correlations: which of them go together from subject to subject; the others are independent.
     """
 
     name: str
     values: Mapping[str, AnyDistribution]
     source: str
+    correlations: tuple[Correlation, ...] = ()
 
     def __post_init__(self) -> None:
         for name, distribution in self.values.items():
@@ -35,6 +38,15 @@ class Tissue:
                     f"values.{name} of {self.name} is in seconds, got at least {distribution.support[0]:g}; "
                     "divide by 1000 if these are milliseconds"
                 )
+        for correlation in self.correlations:
+            for name in correlation.rows:
+                if name not in self.values:
+                    raise ValueError(
+                        f"correlations: {self.name} has no {name}, which {' and '.join(correlation.rows)} names"
+                    )
+                if isinstance(self.values[name], Constant):
+                    raise ValueError(f"correlations: {name} of {self.name} is constant and goes with nothing")
+        correlation_matrix(tuple(self.values), self.correlations)
 
 
 @value
@@ -85,6 +97,15 @@ class TissueTable:
             raise ValueError("tissues is empty")
         if len(set(names)) < len(names):
             raise ValueError(f"tissues: a name occurs twice in {', '.join(names)}")
+        if "DELTA_B0" in self.within:
+            raise ValueError("within: DELTA_B0 does not vary from voxel to voxel at random; use a field, kind: b0")
+        for tissue in self.tissues:
+            shared = [row for c in tissue.correlations for row in c.rows if row in self.per_sample]
+            if shared:
+                raise ValueError(
+                    f"tissues: {tissue.name} correlates {shared[0]}, which per_sample draws once for all tissues; "
+                    "leave one of the two out"
+                )
 
     def __getitem__(self, name: str) -> Tissue:
         for tissue in self.tissues:
@@ -202,4 +223,107 @@ class CustomTable:
         )
 
 
-TISSUE_TABLES = (Sabidussi2021, CustomTable)
+@value
+class PerFieldStrength:
+    """Tables of several field strengths, of which a config names one.
+
+    Attributes:
+        field_strength: the one to use [T].
+        tables: one per field strength.
+    """
+
+    kind: Literal["per_field_strength"] = "per_field_strength"
+    field_strength: float
+    tables: tuple[CustomTable, ...]
+
+    def __post_init__(self) -> None:
+        there = [table.field_strength for table in self.tables]
+        if len(set(there)) < len(there):
+            raise ValueError(f"tables: two of them are of the same field strength, got {_teslas(there)}")
+        if self.field_strength not in there:
+            raise ValueError(
+                f"field_strength must be that of one of the tables, got {self.field_strength:g} T; "
+                f"there are {_teslas(there) or 'none'}"
+            )
+
+    def table(self) -> TissueTable:
+        return next(table for table in self.tables if table.field_strength == self.field_strength).table()
+
+
+def _teslas(strengths: list[float]) -> str:
+    return ", ".join(f"{strength:g} T" for strength in sorted(strengths))
+
+
+# Table 1 of Stanisz 2005: tissue, T2 and T1 with SD at 3 T, then at 1.5 T [ms]
+_STANISZ2005_TABLE_1 = (
+    ("liver", (42, 3, 812, 64), (46, 6, 576, 30)),
+    ("muscle", (50, 4, 1412, 13), (44, 6, 1008, 20)),
+    ("myocardium", (47, 11, 1471, 31), (40, 6, 1030, 34)),
+    ("kidney", (56, 4, 1194, 27), (55, 3, 690, 30)),
+    ("cartilage", (27, 3, 1168, 18), (30, 4, 1024, 70)),
+    ("wm", (69, 3, 1084, 45), (72, 4, 884, 50)),
+    ("gm", (99, 7, 1820, 114), (95, 8, 1124, 50)),
+    ("vessel", (275, 50, 1932, 85), (290, 30, 1441, 120)),
+)
+# T1rho at 3 T: mean and SD [ms], source; of myocardium by spin-lock frequency [Hz]
+_LIVER_T1RHO = (44.9, 2.8, "T1RHO: healthy liver, PMC5639155")
+_MYOCARDIUM_T1RHO = {300.0: (43.4, 2.1), 400.0: (45.4, 2.6), 500.0: (46.5, 2.4)}
+
+
+@value
+class Stanisz2005:
+    """Eight tissues measured in vitro at 37 degrees C, at 1.5 and 3 T; B as in `Sabidussi2021`.
+
+    The printed SDs are those of samples of one species, smaller than between patients. Liver, muscle and heart are of
+    the mouse, kidney of the rat, cartilage (at 0 degrees to the field), white and grey matter of cattle, blood (here
+    `vessel`) human. A has no source there: 1 in every tissue, to be sourced. T1RHO: liver and myocardium at 3 T only.
+
+    Attributes:
+        field_strength: 1.5 or 3.0 [T].
+        within: white variation within a tissue, relative, on every row but B; to be sourced [1].
+        spin_lock: frequency for which the T1RHO of myocardium is: 300, 400 or 500 [Hz].
+        b_scale: as in `Sabidussi2021` [1].
+    Source: Stanisz et al. 2005, doi:10.1002/mrm.20605, Table 1.
+    """
+
+    kind: Literal["stanisz2005"] = "stanisz2005"
+    field_strength: float = 3.0
+    within: float = 0.05
+    spin_lock: float = 500.0
+    b_scale: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.field_strength not in (1.5, 3.0):
+            raise ValueError(f"field_strength must be 1.5 or 3.0 T, got {self.field_strength:g}")
+        if self.spin_lock not in _MYOCARDIUM_T1RHO:
+            raise ValueError(f"spin_lock must be 300, 400 or 500 Hz, got {self.spin_lock:g}")
+
+    def table(self) -> TissueTable:
+        at_3 = self.field_strength == 3.0
+        within = {row: Variation(relative=self.within) for row in ("A", "T1", "T2", "T1RHO")}
+        return TissueTable(
+            name=f"stanisz2005 at {self.field_strength:g} T, within-tissue variation {100 * self.within:g} %",
+            tissues=tuple(self._tissue(name, three if at_3 else less) for name, three, less in _STANISZ2005_TABLE_1),
+            within=within if self.within > 0 else {},
+            per_sample={"B": Truncated(of=HalfNormal(scale=self.b_scale, origin=2.0, below=True), low=1.0)},
+            field_strength=self.field_strength,
+            truncation="every normal cut at mean +- 2 SD; B = 2 - half-normal cut at B = 1",
+        )
+
+    def _tissue(self, name: str, printed: tuple[int, int, int, int]) -> Tissue:
+        t2, t2_sd, t1, t1_sd = printed
+        values: dict[str, AnyDistribution] = {
+            "A": Constant(value=1.0),
+            "T1": _cut_normal(t1 / 1000, t1_sd / 1000),
+            "T2": _cut_normal(t2 / 1000, t2_sd / 1000),
+        }
+        source = "Stanisz 2005 Table 1 (T1, T2); A: to be sourced"
+        if self.field_strength == 3.0 and name in ("liver", "myocardium"):
+            mean, sd = _LIVER_T1RHO[:2] if name == "liver" else _MYOCARDIUM_T1RHO[self.spin_lock]
+            values["T1RHO"] = _cut_normal(mean / 1000, sd / 1000)
+            of_heart = f"T1RHO at {self.spin_lock:g} Hz: to be sourced"
+            source += f"; {_LIVER_T1RHO[2] if name == 'liver' else of_heart}"
+        return Tissue(name=name, values=values, source=source)
+
+
+TISSUE_TABLES = (Sabidussi2021, Stanisz2005, CustomTable, PerFieldStrength)
