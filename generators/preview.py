@@ -197,13 +197,22 @@ def _png(figure: "Figure") -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+# fields, shown about these values
+_NOMINAL = {"DELTA_B0": 0.0, "REL_B1": 1.0, "C": 0.0}
+
+
 def colour_map(parameter: str) -> "Colormap":
-    """Colours of a parameter: lipari for T1, navia for T2, T2* and T1rho (doi:10.1002/mrm.30290); invalid is black."""
+    """Colours of a parameter: lipari for T1, navia for T2, T2* and T1rho (doi:10.1002/mrm.30290), two-sided for fields.
+
+    Invalid is black.
+    """
     import matplotlib
     from cmcrameri import cm
 
     if parameter == "T1":
         chosen = cm.cmaps["lipari"]
+    elif parameter in _NOMINAL:
+        chosen = cm.cmaps["vik"]
     elif parameter in RELAXATION_TIMES:
         chosen = cm.cmaps["navia"]
     else:
@@ -255,14 +264,9 @@ def draw_patches(store: PatchStore, samples: StoredSamples) -> "Figure":
         column = len(chosen) + 1 + q
         factor, unit = (1000, "ms") if parameter.unit == "s" else (1, parameter.unit)
         maps = factor * kappa[:, q]
-        high = float(np.nanquantile(maps, 0.995)) if np.isfinite(maps).any() else 1.0
-        # a field lies far from 0, or on both sides of it; relaxation times and signals are shown from 0
-        is_field = parameter.name in ("B", "DELTA_B0", "REL_B1", "C")
-        low = float(np.nanquantile(maps, 0.005)) if is_field and np.isfinite(maps).any() else 0.0
+        low, high = _shown(parameter.name, maps)
         for row in range(rows):
-            shade = axes[row, column].imshow(
-                maps[row], cmap=colour_map(parameter.name), vmin=low, vmax=max(high, low + 1e-6)
-            )
+            shade = axes[row, column].imshow(maps[row], cmap=colour_map(parameter.name), vmin=low, vmax=high)
         axes[0, column].set_title(f"${parameter.symbol}$", fontsize=9)
         bar = figure.colorbar(shade, ax=axes[:, column], location="bottom")
         bar.set_label(_axis_label(parameter, unit), fontsize=8)
@@ -275,6 +279,20 @@ def draw_patches(store: PatchStore, samples: StoredSamples) -> "Figure":
         axis.set_xticks([])
         axis.set_yticks([])
     return figure
+
+
+def _shown(parameter: str, maps: Float[np.ndarray, "..."]) -> tuple[float, float]:
+    """Ends of the colour bar: fields about their nominal value, B over its range, all else from 0."""
+    if not np.isfinite(maps).any():
+        return 0.0, 1.0
+    low, high = (float(np.nanquantile(maps, share)) for share in (0.005, 0.995))
+    if parameter in _NOMINAL:
+        middle = _NOMINAL[parameter]
+        reach = max(high - middle, middle - low, 1e-3)
+        return middle - reach, middle + reach
+    if parameter != "B":
+        low = 0.0
+    return low, max(high, low + 1e-6)
 
 
 def _axis_label(parameter: ParameterRow, unit: str) -> str:

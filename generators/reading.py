@@ -11,11 +11,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from phantoms import PHANTOMS
+from phantoms.fields import FIELDS
 from phantoms.geometry import SHAPES
 from qsim.distributions import DISTRIBUTIONS
 from qsim.errors import InputError
 from qsim.kspace.noise import NOISES
-from qsim.signals import MODELS
+from qsim.signals import MODELS, PREPARATIONS, READOUTS, SampledProfile, ShapedProfile
 from qsim.tissues import TISSUE_TABLES
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -27,10 +28,19 @@ def _default(cls: type, key: str) -> str:
 
 # a config file is written by hand; a larger one is not a config
 _LARGEST_FILE = 1_000_000
-# members of unions that pydantic tells apart by trying: the key that names the member, and its value
+# unions that pydantic tells apart by trying: the key that names the member, and the members
+_TRIED: tuple[tuple[str, tuple[type, ...]], ...] = (
+    ("kind", DISTRIBUTIONS),
+    ("shape", SHAPES),
+    ("kind", PREPARATIONS),
+    ("kind", READOUTS),
+    ("kind", (SampledProfile, ShapedProfile)),
+)
+# class of a member: that key, its value, the values of all members
 _PLAIN_UNIONS = {
-    **{cls.__name__: ("kind", _default(cls, "kind")) for cls in DISTRIBUTIONS},
-    **{cls.__name__: ("shape", _default(cls, "shape")) for cls in SHAPES},
+    cls.__name__: (key, _default(cls, key), tuple(_default(each, key) for each in members))
+    for key, members in _TRIED
+    for cls in members
 }
 
 
@@ -123,17 +133,12 @@ def _locate(loc: tuple[int | str, ...], mapping: Mapping[str, Any], kind: str) -
             path += f".{step}"
             above = here
         elif step in _PLAIN_UNIONS and isinstance(here, dict):
-            key, name = _PLAIN_UNIONS[str(step)]
+            key, name, names = _PLAIN_UNIONS[str(step)]
             chosen = here.get(key)
-            unknown = chosen not in _names(key)
+            unknown = chosen not in names
             if (unknown and kind != "literal_error") or (not unknown and chosen != name):
                 return above, None
     return above, path.lstrip(".")
-
-
-def _names(key: str) -> list[str]:
-    """Names that `key` can hold in the unions told apart by it."""
-    return [name for union_key, name in _PLAIN_UNIONS.values() if union_key == key]
 
 
 def _sentence(path: str, here: Any, mistake: ErrorDetails, root: type[BaseModel]) -> str:
@@ -147,10 +152,10 @@ def _sentence(path: str, here: Any, mistake: ErrorDetails, root: type[BaseModel]
     if kind == "union_tag_not_found":
         return f"{path}.kind: missing"
     key = path.rsplit(".", 1)[-1]
-    in_union = any(step in _PLAIN_UNIONS for step in mistake["loc"])
-    if kind == "literal_error" and in_union and given not in _names(key):
+    member = next((_PLAIN_UNIONS[str(step)] for step in reversed(mistake["loc"]) if step in _PLAIN_UNIONS), None)
+    if kind == "literal_error" and member is not None and key == member[0] and given not in member[2]:
         # every member of the union complains; one line is enough
-        return f"{path}: got {given!r}, wanted one of {', '.join(map(repr, _names(key)))}"
+        return f"{path}: got {given!r}, wanted one of {', '.join(map(repr, member[2]))}"
     if kind == "dataclass_type":
         return f"{path}: got {_short(given)}, wanted a mapping with a kind, such as {{kind: constant, value: 0.1}}"
     if kind in ("value_error", "assertion_error"):
@@ -160,7 +165,7 @@ def _sentence(path: str, here: Any, mistake: ErrorDetails, root: type[BaseModel]
             # the message names the field itself
             return path.removesuffix(name) + text
         return f"{path}.{text}"
-    if kind == "too_long" and path in ("artefacts", "fields"):
+    if kind == "too_long" and path == "artefacts":
         return f"{path}: none are available in this version; leave the key out"
     return f"{path}: {message[0].lower()}{message[1:]}, got {_short(given)}"
 
@@ -170,14 +175,27 @@ def _short(given: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
+# kinds that occur in two places are told apart by the key that holds them
+_HELD_BY = {"preparation": PREPARATIONS, "model": MODELS}
+
+
+def _says(cls: type, key: str, name: str, path: str) -> bool:
+    """Whether `key: name` means the class at this path."""
+    holder = path.rsplit(".", 2)[-2].partition("[")[0]
+    there = _HELD_BY.get(holder)
+    known = key in cls.__dataclass_fields__  # type: ignore[attr-defined]
+    return known and _default(cls, key) == name and (there is None or cls in there)
+
+
 def _closest(path: str, here: Any, root: type[BaseModel]) -> str:
     """A hint for a misspelt key, from the keys of the root config or of the class that `kind` names."""
     known = list(root.model_fields)
     if "." in path:
         given = here if isinstance(here, dict) else {}
-        kinds: tuple[type, ...] = (*PHANTOMS, *TISSUE_TABLES, *MODELS, *NOISES, *DISTRIBUTIONS)
-        chosen = [cls for cls in kinds if _default(cls, "kind") == given.get("kind")]
-        chosen += [cls for cls in SHAPES if _default(cls, "shape") == given.get("shape")]
+        kinds = (*PHANTOMS, *TISSUE_TABLES, *MODELS, *NOISES, *FIELDS, *(cls for _, group in _TRIED for cls in group))
+        chosen = [
+            cls for cls in kinds for key in ("kind", "shape") if key in given and _says(cls, key, str(given[key]), path)
+        ]
         known = [field.name for cls in chosen for field in fields(cls)]
     close = difflib.get_close_matches(path.rsplit(".", 1)[-1], known, n=1)
     if close:

@@ -274,6 +274,8 @@ _MYOCARDIUM_T1RHO = {300.0: (43.4, 2.1), 400.0: (45.4, 2.6), 500.0: (46.5, 2.4)}
 class Stanisz2005:
     """Eight tissues measured in vitro at 37 degrees C, at 1.5 and 3 T; B as in `Sabidussi2021`.
 
+    Transcribed without the printed table at hand: check the values against it before they carry a result.
+
     The printed SDs are those of samples of one species, smaller than between patients. Liver, muscle and heart are of
     the mouse, kidney of the rat, cartilage (at 0 degrees to the field), white and grey matter of cattle, blood (here
     `vessel`) human. A has no source there: 1 in every tissue, to be sourced. T1RHO: liver and myocardium at 3 T only.
@@ -317,7 +319,7 @@ class Stanisz2005:
             "T1": _cut_normal(t1 / 1000, t1_sd / 1000),
             "T2": _cut_normal(t2 / 1000, t2_sd / 1000),
         }
-        source = "Stanisz 2005 Table 1 (T1, T2); A: to be sourced"
+        source = "Stanisz 2005 Table 1 (T1, T2; to be checked against the print); A: to be sourced"
         if self.field_strength == 3.0 and name in ("liver", "myocardium"):
             mean, sd = _LIVER_T1RHO[:2] if name == "liver" else _MYOCARDIUM_T1RHO[self.spin_lock]
             values["T1RHO"] = _cut_normal(mean / 1000, sd / 1000)

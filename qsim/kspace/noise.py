@@ -5,7 +5,7 @@ from math import log, pi
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Inexact
+from jaxtyping import Float
 from torch import Tensor
 
 from qsim.distributions import AnyDistribution, require_positive
@@ -45,19 +45,19 @@ class Noise(Protocol):
         ...
 
     def add(
-        self, signal: Inexact[Tensor, "*s"], sigma: Float[Tensor, "*ones"], normals: Sequence[Float[Tensor, "*s"]]
+        self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*ones"], normals: Sequence[Float[Tensor, "*s"]]
     ) -> Float[Tensor, "*s"]:
         """Noisy images, written into the memory of the first of the `channels` tensors of standard normals.
 
         Args:
-            signal: coherent signal, real or complex, before any modulus [units of A].
+            signal: coherent signal, before any modulus [units of A].
             sigma: noise SD, broadcastable [units of A].
             normals: independent standard normals, one tensor per channel; overwritten.
         """
         ...
 
     def log_density(
-        self, images: Float[Tensor, "*s"], signal: Inexact[Tensor, "*s"], sigma: float | Float[Tensor, "*ones"]
+        self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*ones"]
     ) -> Float[Tensor, "*s"]:
         """log p(image | signal, sigma), per voxel and image."""
         ...
@@ -69,10 +69,6 @@ def _gaussian_log_density(
     """log p = -(m - s)^2 / (2 sigma^2) - log sigma - log(2 pi) / 2."""
     sigma = torch.as_tensor(sigma, dtype=images.dtype, device=images.device)
     return -0.5 * ((images - signal) / sigma) ** 2 - torch.log(sigma) - 0.5 * log(2 * pi)
-
-
-def _real(signal: Inexact[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-    return signal.real if signal.is_complex() else signal
 
 
 @value
@@ -99,13 +95,13 @@ class GaussianNoise:
         return False
 
     def add(
-        self, signal: Inexact[Tensor, "*s"], sigma: Float[Tensor, "*ones"], normals: Sequence[Float[Tensor, "*s"]]
+        self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*ones"], normals: Sequence[Float[Tensor, "*s"]]
     ) -> Float[Tensor, "*s"]:
         """m = |s| + sigma z."""
         return torch.addcmul(signal.abs(), normals[0], sigma, out=normals[0])
 
     def log_density(
-        self, images: Float[Tensor, "*s"], signal: Inexact[Tensor, "*s"], sigma: float | Float[Tensor, "*ones"]
+        self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*ones"]
     ) -> Float[Tensor, "*s"]:
         return _gaussian_log_density(images, signal.abs(), sigma)
 
@@ -133,15 +129,15 @@ class SignedNoise:
         return True
 
     def add(
-        self, signal: Inexact[Tensor, "*s"], sigma: Float[Tensor, "*ones"], normals: Sequence[Float[Tensor, "*s"]]
+        self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*ones"], normals: Sequence[Float[Tensor, "*s"]]
     ) -> Float[Tensor, "*s"]:
-        """m = s + sigma z; of complex images (an ordered readout) the real part."""
-        return torch.addcmul(_real(signal), normals[0], sigma, out=normals[0])
+        """m = s + sigma z."""
+        return torch.addcmul(signal, normals[0], sigma, out=normals[0])
 
     def log_density(
-        self, images: Float[Tensor, "*s"], signal: Inexact[Tensor, "*s"], sigma: float | Float[Tensor, "*ones"]
+        self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*ones"]
     ) -> Float[Tensor, "*s"]:
-        return _gaussian_log_density(images, _real(signal), sigma)
+        return _gaussian_log_density(images, signal, sigma)
 
 
 @value
@@ -168,18 +164,16 @@ class RicianNoise:
         return False
 
     def add(
-        self, signal: Inexact[Tensor, "*s"], sigma: Float[Tensor, "*ones"], normals: Sequence[Float[Tensor, "*s"]]
+        self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*ones"], normals: Sequence[Float[Tensor, "*s"]]
     ) -> Float[Tensor, "*s"]:
         """m = |s + sigma (z1 + i z2)|."""
         real, imaginary = normals
-        real.mul_(sigma).add_(_real(signal))
+        real.mul_(sigma).add_(signal)
         imaginary.mul_(sigma)
-        if signal.is_complex():
-            imaginary.add_(signal.imag)
         return torch.hypot(real, imaginary, out=real)
 
     def log_density(
-        self, images: Float[Tensor, "*s"], signal: Inexact[Tensor, "*s"], sigma: float | Float[Tensor, "*ones"]
+        self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*ones"]
     ) -> Float[Tensor, "*s"]:
         """log p = log(m / sigma^2) - (m - s)^2 / (2 sigma^2) + log I0e(m s / sigma^2); minus infinity for m < 0."""
         sigma = torch.as_tensor(sigma, dtype=images.dtype, device=images.device)
