@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qsim.errors import InputError
 from qsim.estimators.base import Estimator
 from qsim.parameters import Parameter
-from qsim.signals.base import SignalModel
+from qsim.signals.base import SignalModel, SpatialModel
 from qsim.values import value
 from trainers.data import Batch
 from trainers.losses import squared_error
@@ -157,6 +157,11 @@ def supervised(spec: MappingTask, network: MappingNetwork, model: SignalModel, t
     unknown = [name for name in targets if name not in rows]
     if unknown:
         raise InputError(f"targets: {', '.join(unknown)} is no row of the data's model, which has {', '.join(rows)}")
+    if network.any_length and isinstance(model, SpatialModel) and model.mixes_voxels:
+        raise InputError(
+            "task.kind: rim evaluates the model voxel by voxel, and this readout mixes voxels; "
+            "take resnet, or model.readout.acquisition.encoding: centre"
+        )
     unknown = [name for name in spec.weights if name not in (targets or rows)]
     if unknown:
         raise InputError(f"task.weights: {', '.join(unknown)} is not among the targets {', '.join(targets or rows)}")

@@ -24,7 +24,7 @@ from qsim.evaluation.metrics import VoxelMoments
 from qsim.information import crb
 from qsim.kspace.noise import Noise, sigma_of
 from qsim.parameters import Parameter
-from qsim.signals.base import SignalModel
+from qsim.signals.base import SignalModel, SpatialModel
 
 # voxels whose majority tissue holds less than this are `mixed`: they have no single true value
 PURE = 0.9
@@ -70,6 +70,8 @@ class Design:
         seed: seed of the noise.
         repeats: realisations of the noise per truth and SNR.
         shared: parameters that are one number per image (B): what the shared and the known bound are about.
+        nuisance: rows that are not estimated (fields, rows that are no target): every bound takes them as known, which
+            flatters the bound, never a method.
         keep_maps: draws whose first estimate is kept as a picture.
         clock: what times are taken with; CPU time of the calling thread unless an estimator runs elsewhere [s].
     """
@@ -79,6 +81,7 @@ class Design:
     seed: int
     repeats: int
     shared: tuple[str, ...] = ()
+    nuisance: tuple[str, ...] = ()
     keep_maps: tuple[int, ...] = (0,)
     clock: Callable[[], float] = time.thread_time
 
@@ -213,15 +216,19 @@ def relative_bounds(case: Case, design: Design, snr: float) -> dict[str, Float[n
     """Cramér-Rao bound of each masked voxel at its truth, in percent of it.
 
     `free`: every row free in every voxel. `shared`: the rows of `design.shared` are one number over all masked voxels.
-    `known`: those rows are known. Without such rows only `free` is there.
+    `known`: those rows are known. Without such rows only `free` is there. `design.nuisance` is known in all of them.
 
-    Assumes: Gaussian noise, and in a mixed voxel the kappa of its majority tissue.
+    Assumes: Gaussian noise, and in a mixed voxel the kappa of its majority tissue. Where the readout mixes voxels, the
+    bound is that of the same readout without the mixing.
     """
     kappa, sigma = case.kappa[:, case.mask].double(), sigma_of(snr)
-    bounds = {"free": crb(design.model, kappa, sigma)}
-    if design.shared:
-        bounds["shared"] = crb(design.model, kappa, sigma, shared=design.shared)
-        bounds["known"] = crb(design.model, kappa, sigma, known=design.shared)
+    model = design.model.pointwise if isinstance(design.model, SpatialModel) else design.model
+    given = design.nuisance
+    shared = tuple(name for name in design.shared if name not in given)
+    bounds = {"free": crb(model, kappa, sigma, known=given)}
+    if shared:
+        bounds["shared"] = crb(model, kappa, sigma, shared=shared, known=given)
+        bounds["known"] = crb(model, kappa, sigma, known=(*shared, *given))
     return {name: bound.cv.numpy() for name, bound in bounds.items()}
 
 

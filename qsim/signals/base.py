@@ -52,6 +52,11 @@ class SpatialModel(CoherentModel, Protocol):
         """Whether it does; False: `coherent` acts on each voxel by itself."""
         ...
 
+    @property
+    def pointwise(self) -> SignalModel:
+        """The same model without the mixing: the contrast at the centre of k-space."""
+        ...
+
     def magnetisation(self, kappa: Float[Tensor, "q *space"]) -> Inexact[Tensor, "k *space"]:
         """What the readout starts from, per voxel; tissues that share a voxel add up in it [units of A]."""
         ...

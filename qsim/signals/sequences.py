@@ -5,6 +5,7 @@
 All of it is affine in Mz, so a sequence that repeats has its steady state in closed form.
 """
 
+from dataclasses import replace
 from math import isfinite
 from typing import Literal
 
@@ -102,6 +103,14 @@ class Bloch:
     def mixes_voxels(self) -> bool:
         """Whether the order of k-space blurs the images along the phase axis, the last but one."""
         return mixes_voxels(self.readout)
+
+    @property
+    def pointwise(self) -> "Bloch":
+        """The same sequence with the contrast at the centre of k-space and no blur."""
+        if isinstance(self.readout, Ideal):
+            return self
+        acquisition = replace(self.readout.acquisition, encoding="centre")
+        return replace(self, readout=replace(self.readout, acquisition=acquisition))
 
     def prepared(self, spin: Spins) -> Float[Tensor, "n *space"]:
         """Mz when the readout of each image starts [M0]."""
