@@ -106,3 +106,23 @@ def dense_grid_decay(times, s, t_bounds=(0.001, 4.0)):
     if result.fun < cost[i]:
         return result.fun, np.exp(result.x)
     return cost[i], np.exp(grid[i])
+
+
+def dense_grid_offset_decay(times, s, t_bounds=(0.001, 4.0)):
+    """Global minimum of sum_n (A exp(-t_n / T) + C - S_n)^2 over A >= 0, C and T: a dense grid, then Brent steps."""
+
+    def reduced(u):
+        design = np.stack([np.exp(-times / np.exp(u)), np.ones_like(times)], 1)
+        # an active constraint A = 0 leaves the mean
+        (a, c), *_ = np.linalg.lstsq(design, s, rcond=None)
+        if a < 0:
+            a, c = 0.0, s.mean()
+        return float(np.sum((a * design[:, 0] + c - s) ** 2))
+
+    grid = np.linspace(*np.log(t_bounds), 2000)
+    cost = np.array([reduced(u) for u in grid])
+    best = cost.min()
+    for i in np.flatnonzero(cost <= np.minimum(np.append(cost[1:], np.inf), np.append(np.inf, cost[:-1]))):
+        ends = grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)]
+        best = min(best, minimize_scalar(reduced, bounds=ends, method="bounded", options={"xatol": 1e-12}).fun)
+    return best

@@ -8,15 +8,17 @@ from generators.config import GeneratorConfig
 from generators.reading import read_config
 from trainers.config import TrainConfig
 from trainers.evaluate import StudyConfig
+from trainers.studies import read_study
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-KINDS = {"generate": GeneratorConfig, "train": TrainConfig, "study": StudyConfig}
+KINDS = {"generate": GeneratorConfig, "train": TrainConfig}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_is_valid(path):
-    config = read_config(path, KINDS[path.stem.split("_")[0]])
+    kind = path.stem.split("_")[0]
+    config = read_study(path)[1] if kind == "study" else read_config(path, KINDS[kind])
     assert path.stem in (path.parent / "README.md").read_text(encoding="utf-8")
     if isinstance(config, TrainConfig):
         # the store that it trains on is made by a config beside it, with the rows that it learns

@@ -81,11 +81,11 @@ def study(
     workers: Annotated[int, typer.Option(min=1, help="Threads; the numbers do not depend on it.")] = 1,
     device: Annotated[Device, typer.Option(help="Where networks run; fits run on the CPU.")] = Device.CPU,
 ) -> None:
-    """Compare estimators on known ground truth: bias, CV, RMSE beside the Cramér-Rao bound."""
-    from generators.reading import read_config
-    from trainers.evaluate import StudyConfig, run_study
+    """Run a study against known truth, by its kind: estimators under noise, preparations under B0 and B1, readouts."""
+    from trainers.studies import read_study
 
-    run_study(read_config(config, StudyConfig), out, workers=workers, device=device.value)
+    chosen, read = read_study(config)
+    chosen.run(read, out, workers, device.value)
 
 
 def list_(
@@ -111,9 +111,9 @@ def list_(
 
 def schema(what: Annotated[Schema, typer.Argument(help="Which config.")] = Schema.GENERATE) -> None:
     """Print the JSON Schema of a config, for editors."""
-    from trainers.registry import config_class
+    from trainers.registry import config_schema
 
-    typer.echo(json.dumps(config_class(what.value).model_json_schema(), indent=2))
+    typer.echo(json.dumps(config_schema(what.value), indent=2))
 
 
 _COMMANDS: dict[str, Callable[..., None]] = {

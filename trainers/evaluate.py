@@ -1,25 +1,20 @@
 """`qsim study`: from a study config to results.csv, report.html and provenance.json."""
 
-import json
-import platform
-import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from qsim.errors import InputError
 from qsim.evaluation.blocks import read_block, write_block
 from qsim.evaluation.report import Method, Picture, Report, write_report
 from qsim.evaluation.study import PAINTERS, Block, Case, Design, painters, run_block, run_jobs
 from qsim.evaluation.table import Row, csv_text, rows_of_snr
+from trainers.outputs import claim, commit, json_text, progress_bar, replace, say, versions
 from trainers.study_plan import Plan, StudyConfig, make_plan
 
 __all__ = ["StudyConfig", "run_study"]
@@ -40,44 +35,20 @@ def run_study(config: StudyConfig, out: Path, workers: int = 1, device: str = "c
     if workers < 1:
         raise InputError(f"workers: got {workers}, wanted at least 1")
     plan = make_plan(config, device)
-    _open_folder(out, plan)
+    claim(out, plan.digest, _provenance(plan, (), complete=False))
     began = time.monotonic()
     blocks = out / "blocks"
     _run_blocks(plan, blocks, workers)
     rows, pictures = _tabulate(plan, blocks)
-    _replace(out / "results.csv", csv_text(rows))
-    _replace(out / "provenance.json", _json_text(_provenance(plan, rows, complete=True)))
+    replace(out / "results.csv", csv_text(rows))
+    replace(out / "provenance.json", json_text(_provenance(plan, rows, complete=True)))
     write_report(out / "report.html", _report(plan, rows, pictures))
     seconds = time.monotonic() - began
-    Console(stderr=True, highlight=False).print(
+    say(
         f"study: {len(plan.cases)} draws x {len(plan.config.snr)} SNRs x {plan.config.repeats} repeats, "
-        f"{len(rows)} rows in {seconds:.0f} s; open {out / 'report.html'}",
-        soft_wrap=True,
+        f"{len(rows)} rows in {seconds:.0f} s; open {out / 'report.html'}"
     )
     return out / "report.html"
-
-
-def _open_folder(out: Path, plan: Plan) -> None:
-    """Claim the folder for this study, or recognise it.
-
-    Raises: InputError if it holds something else.
-    """
-    record = out / "provenance.json"
-    if record.is_file():
-        try:
-            digest = json.loads(record.read_text(encoding="utf-8")).get("digest")
-        except (ValueError, AttributeError):
-            raise InputError(f"{record}: not readable; take another --out, or remove the folder") from None
-        if digest != plan.digest:
-            raise InputError(
-                f"{out}: holds a study of another config, other weights or another version of qsim; take another "
-                "--out, or remove the folder"
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists and holds no study; take another --out")
-    (out / "blocks").mkdir(parents=True)
-    _replace(record, _json_text(_provenance(plan, (), complete=False)))
 
 
 def _run_blocks(plan: Plan, folder: Path, workers: int) -> None:
@@ -90,6 +61,7 @@ def _run_blocks(plan: Plan, folder: Path, workers: int) -> None:
         seed=config.seed,
         repeats=config.repeats,
         shared=plan.shared,
+        nuisance=plan.nuisance,
         clock=time.thread_time if plan.device == "cpu" else time.perf_counter,
     )
     jobs = [(case, snr) for case in plan.cases for snr in config.snr]
@@ -102,18 +74,7 @@ def _run_blocks(plan: Plan, folder: Path, workers: int) -> None:
         write_block(folder, block, digest)
         return block
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("study"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("blocks (draw x SNR)"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("study", total=len(jobs), completed=len(jobs) - len(missing))
+    with progress_bar("blocks (draw x SNR)", len(jobs), len(jobs) - len(missing)) as (progress, task):
         run_jobs(missing, run, lambda _: progress.advance(task), workers)
 
 
@@ -159,38 +120,9 @@ def _provenance(plan: Plan, rows: Sequence[Row], *, complete: bool) -> dict[str,
         "tissues": {"name": plan.table.name, "truncation": plan.table.truncation},
         "device": plan.device,
         "cpu_seconds_per_image": {f"{row.estimator}, SNR {row.snr:g}": row.value for row in times},
-        "versions": _versions(),
-        "git": _commit(),
+        "versions": versions(),
+        "git": commit(),
     }
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in ("qsim", "numpy", "scipy", "torch", "matplotlib")}
-    return {**packages, "python": platform.python_version(), "platform": platform.platform()}
-
-
-def _commit() -> str | None:
-    """Commit of the checkout this runs from, with "-dirty" if files differ from it; None outside a checkout."""
-    here = Path(__file__).resolve().parent.parent
-    if not (here / ".git").exists():
-        return None
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _json_text(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _report(plan: Plan, rows: Sequence[Row], pictures: Sequence[Picture]) -> Report:
@@ -226,9 +158,10 @@ def _report(plan: Plan, rows: Sequence[Row], pictures: Sequence[Picture]) -> Rep
         models={
             name: ", ".join(f"{f} sha256 {h[:16]}" for f, h in m.sha256.items()) for name, m in plan.models.items()
         },
-        versions={**_versions(), "commit": _commit() or "none (not run from a checkout)"},
+        versions={**versions(), "commit": commit() or "none (not run from a checkout)"},
         config=yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=False), sort_keys=False, width=100),
         digest=plan.digest,
         device=plan.device,
         seen=plan.seen,
+        given=plan.nuisance,
     )

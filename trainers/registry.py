@@ -1,5 +1,7 @@
 """What configs can name, collected from the registries of the four packages."""
 
+from typing import Any
+
 from pydantic import BaseModel
 
 from generators.config import GeneratorConfig
@@ -7,16 +9,15 @@ from phantoms import PHANTOMS
 from qsim.estimators import ESTIMATORS
 from qsim.signals import MODELS
 from trainers.config import TrainConfig
-from trainers.evaluate import StudyConfig
 from trainers.networks import NETWORKS
+from trainers.studies import STUDIES, study_schema
 
-_CONFIGS: dict[str, type[BaseModel]] = {"generate": GeneratorConfig, "train": TrainConfig, "study": StudyConfig}
-_STUDIES = {"noise": "relative bias, CV and RMSE over noise realisations (sabidussi2021, section 5.1.1)"}
+_CONFIGS: dict[str, type[BaseModel]] = {"generate": GeneratorConfig, "train": TrainConfig}
 
 
-def config_class(name: str) -> type[BaseModel]:
-    """Class of the config `generate`, `train` or `study`."""
-    return _CONFIGS[name]
+def config_schema(name: str) -> dict[str, Any]:
+    """JSON Schema of the config `generate`, `train` or `study`, the last of every kind."""
+    return study_schema() if name == "study" else _CONFIGS[name].model_json_schema()
 
 
 def registries() -> dict[str, dict[str, str]]:
@@ -27,7 +28,7 @@ def registries() -> dict[str, dict[str, str]]:
         "artefacts": {},
         "estimators": {name: _first_line(builder) for name, builder in ESTIMATORS.items()},
         "networks": {_kind(cls): _first_line(cls) for cls in NETWORKS},
-        "studies": _STUDIES,
+        "studies": {kind: study.text for kind, study in STUDIES.items()},
     }
 
 

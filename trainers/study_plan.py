@@ -19,6 +19,7 @@ from qsim import distributions
 from qsim.errors import InputError
 from qsim.estimators import ESTIMATORS, Estimator, build_estimator
 from qsim.evaluation.study import PAINTERS, Case
+from qsim.signals import ClosedForm
 from qsim.tissues import TissueTable
 
 # of what a block holds: raised when the same config gives other numbers
@@ -79,7 +80,7 @@ class StudyConfig(RootConfig):
     @classmethod
     def _known_kind(cls, given: Any) -> Any:
         if given != "noise":
-            raise ValueError(f"kind: got {given!r}, wanted 'noise', the only study of this version")
+            raise ValueError(f"kind: got {given!r}, wanted 'noise'; other kinds of study have configs of their own")
         return given
 
     @field_validator("estimators", mode="before")
@@ -167,8 +168,23 @@ class Plan:
 
     @property
     def shared(self) -> tuple[str, ...]:
-        """Rows that are one number per image."""
-        return tuple(p.name for p in self.config.data.signal_model.parameters if p.name in self.table.per_sample)
+        """Rows that are one number per image: drawn once for a sample, and changed by no field."""
+        data = self.config.data
+        changed = {row for field in data.field_list for row in field.changes}
+        once = set(self.table.per_sample) - changed
+        return tuple(p.name for p in data.signal_model.parameters if p.name in once)
+
+    @property
+    def nuisance(self) -> tuple[str, ...]:
+        """Rows that are no target, of a Bloch model: the fields and times that a fit would be given, not the data tell.
+
+        A closed form has no such rows: its B is as unknown as ever when only T1 is wanted.
+        """
+        data = self.config.data
+        if isinstance(data.signal_model, ClosedForm):
+            return ()
+        rows = [p.name for p in data.signal_model.parameters]
+        return tuple(row for i, row in enumerate(rows) if i not in data.target_rows)
 
     @property
     def prior(self) -> Float[Tensor, "t q"]:

@@ -9,18 +9,19 @@ from torch import Tensor
 
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate
+from qsim.estimators.plane_search import PlaneSearch
 from qsim.estimators.ray_search import RaySearch
 from qsim.estimators.recovery_search import RecoverySearch
 from qsim.estimators.voxels import gather, known_map, noise_covariance, scatter, statuses
 from qsim.parameters import Parameter
-from qsim.signals import ClosedForm, InversionRecovery, InversionRecovery2P
+from qsim.signals import ClosedForm, InversionRecovery, InversionRecovery2P, OffsetDecay
 
 
 @dataclass(frozen=True, slots=True)
 class LeastSquares:
     """Least squares per voxel by variable projection: the maximum likelihood under Gaussian noise.
 
-        minimise sum_n (S_n(kappa) - images_n)^2   over A >= 0, B in [0, 3], T within its bounds
+        minimise sum_n (S_n(kappa) - images_n)^2   over A >= 0, B in [0, 3], any C, T within its bounds
 
     The minimum is the global one: a grid in log T with the amplitudes in closed form and every sign pattern of a
     magnitude series, then Newton steps. Images may be negative (Gaussian noise after the modulus).
@@ -39,7 +40,12 @@ class LeastSquares:
         if not isinstance(self.model, ClosedForm):
             raise InputError(
                 f"estimators: least-squares needs a closed form (inversion_recovery, inversion_recovery_2p, t2_prep, "
-                f"spin_lock, spin_echo), got {type(self.model).__name__}"
+                f"spin_lock, spin_echo, offset_decay), got {type(self.model).__name__}"
+            )
+        if isinstance(self.model, OffsetDecay) and len(set(self.model.times)) < 3:
+            raise InputError(
+                f"estimators: least-squares cannot tell A, {self.parameters[1].name} and C of offset_decay apart from "
+                f"{len(set(self.model.times))} different times; give at least 3"
             )
 
     @property
@@ -74,6 +80,8 @@ class LeastSquares:
             solution = _recovery_search(model.ti, model.signed)(y)
             rows = [solution.a, solution.b, solution.t1]
             converged, objective = solution.converged, solution.objective
+        elif isinstance(model, OffsetDecay):
+            *rows, objective, converged = PlaneSearch(model.times, self.parameters[1])(y)
         else:
             recovering = isinstance(model, InversionRecovery | InversionRecovery2P)
             rectify = isinstance(model, InversionRecovery | InversionRecovery2P) and not model.signed

@@ -73,6 +73,7 @@ class Report:
         digest: of all that decides the numbers.
         device: where networks ran.
         seen: networks whose training may have held this anatomy.
+        given: rows that no method is asked for and every bound takes as known.
     """
 
     rows: tuple[Row, ...]
@@ -98,6 +99,12 @@ class Report:
     digest: str
     device: str
     seen: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
+
+    @property
+    def estimated(self) -> tuple[Parameter, ...]:
+        """The rows that the page is about."""
+        return tuple(p for p in self.parameters if p.name not in self.given)
 
 
 def symbol(parameter: Parameter) -> Markup:

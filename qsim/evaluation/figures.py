@@ -31,17 +31,17 @@ _PAINTERS = {
     "true-tissue-mean": ("#5a5a5a", "-"),
 }
 _BOUNDS = {"free": ":", "shared": "-", "known": "--"}
-_INK = "#222222"
+INK = "#222222"
 _FONT = "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', Arial, sans-serif"
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 9.0,
     "axes.titlesize": 10.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#999999",
     "axes.linewidth": 0.7,
-    "axes.labelcolor": _INK,
-    "text.color": _INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
     "xtick.color": "#555555",
     "ytick.color": "#555555",
     "xtick.major.size": 0.0,
@@ -89,7 +89,7 @@ def box_figure(
     """
     rows = ["relative_bias", "cv", "rmse"] + (["at_bound_rate"] if with_status else [])
     palette = colours(methods)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(
             figsize=(1.2 + 3.1 * len(tissues), 2.25 * 3 + 0.8 + (1.2 if with_status else 0.0)), layout="constrained"
         )
@@ -116,7 +116,7 @@ def box_figure(
         for axis in axes[-1]:
             axis.set_xlabel("SNR (σ below)")
         _legend(figure, table, parameter, list(tissues), palette, snrs)
-        return _svg(figure)
+        return svg_uri(figure)
 
 
 def _dress(axis: Axes, snrs: Sequence[float]) -> None:
@@ -262,7 +262,7 @@ def slope_figure(
 ) -> str:
     """Slope of estimate on truth within each tissue over SNR, with the interval over draws, as an SVG data URI."""
     palette = colours(methods)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(1.2 + 3.1 * len(tissues), 3.0), layout="constrained")
         axes = figure.subplots(1, len(tissues), sharey=True, squeeze=False)[0]
         for axis, (tissue, title) in zip(axes, tissues.items(), strict=True):
@@ -288,15 +288,23 @@ def slope_figure(
         axes[0].set_ylabel(f"slope of ${symbol}$ on the truth [1]")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower left", ncols=6, frameon=False, fontsize=8.5)
-        return _svg(figure)
+        return svg_uri(figure)
 
 
-def _svg(figure: Figure) -> str:
+def svg_uri(figure: Figure, digits: int | None = None) -> str:
+    """A figure as an SVG data URI, its text in the font of the page.
+
+    Args:
+        digits: of the coordinates of paths, in points; None: as drawn. Contours have thousands of them.
+    """
     text = StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     # laid out in the slightly wider DejaVu, shown in the font of the page
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", _FONT.replace('"', "'"), text.getvalue())
     svg = svg[svg.index("<svg") :]
+    if digits is not None:
+        long = re.compile(rf"(\.\d{{{digits}}})\d+")
+        svg = re.sub(r' d="[^"]*"', lambda path: long.sub(r"\1", path[0]), svg)
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 

@@ -70,7 +70,7 @@ def write_report(path: Path, report: Report) -> None:
 def render(report: Report, n_pictures: int = 3) -> str:
     """The page as text, with the maps of at most `n_pictures` SNRs."""
     table = Table(report.rows)
-    main = next((p for p in report.parameters if p.name in RELAXATION_TIMES), report.parameters[-1])
+    main = next((p for p in report.estimated if p.name in RELAXATION_TIMES), report.estimated[-1])
     tissues = _by_size(table, report, main.name)
     shown = dict(list(tissues.items())[:_COLUMNS])
     rest = dict(list(tissues.items())[_COLUMNS:])
@@ -89,8 +89,9 @@ def render(report: Report, n_pictures: int = 3) -> str:
         methods=real,
         networks=tuple(method.name for method in report.methods if method.role == "network"),
         references=references,
+        given=report.given,
     )
-    others = [p for p in report.parameters if p is not main]
+    others = [p for p in report.estimated if p is not main]
     mixed = table.get("truth", "mixed", main.name, snrs[0], "truth_mean") is not None
     regions = {
         **tissues,
@@ -131,7 +132,7 @@ def render(report: Report, n_pictures: int = 3) -> str:
             for t, title in regions.items()
         ],
         status_rows=[(title, status_rows(table, t, real, snrs)) for t, title in regions.items()],
-        bound_rows=bound_rows(table, tissues, report.parameters, bounds, snrs),
+        bound_rows=bound_rows(table, tissues, report.estimated, bounds, snrs),
         bound_names=[_BOUND_NAMES[b] for b in bounds],
         times=time_rows(table, real, snrs),
         panels=_panels(report, main, real, n_pictures),

@@ -1,6 +1,6 @@
 """The tables of a report, as text ready for the page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from math import isfinite, isinf
 
@@ -13,7 +13,7 @@ from qsim.evaluation.summary import SLOPE, number
 from qsim.evaluation.table import Table
 from qsim.parameters import Parameter
 
-_TIMES = ("ti", "te", "te_prep", "tsl", "tr", "ts")
+_TIMES = ("ti", "te", "te_prep", "tsl", "tr", "ts", "esp", "rr", "ti_first", "duration", "recovery", "train")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,15 +213,19 @@ def variation(report: Report) -> str:
 
 
 def protocol(report: Report) -> list[tuple[str, str]]:
-    """Settings of the signal model, times in ms."""
-    if not is_dataclass(report.model):
-        return []
-    said = []
-    for item in fields(report.model):
-        content = getattr(report.model, item.name)
-        if item.name in _TIMES:
+    """Settings of the signal model and of its parts, times in ms; what is not set is left out."""
+    return list(_settings(report.model, "")) if is_dataclass(report.model) else []
+
+
+def _settings(part: object, path: str) -> Iterator[tuple[str, str]]:
+    for item in fields(part):  # type: ignore[arg-type]
+        content, name = getattr(part, item.name), path + item.name
+        if content is None:
+            continue
+        if is_dataclass(content):
+            yield from _settings(content, f"{name}.")
+        elif item.name in _TIMES:
             times = content if isinstance(content, tuple) else (content,)
-            said.append((f"{item.name} [ms]", ", ".join(f"{1000 * t:g}" for t in times)))
+            yield f"{name} [ms]", ", ".join(f"{1000 * t:g}" for t in times)
         else:
-            said.append((item.name, str(content)))
-    return said
+            yield name, ", ".join(map(str, content)) if isinstance(content, tuple) else str(content)

@@ -38,6 +38,7 @@ class Subject:
         methods: every method but the painters.
         networks: those that are networks.
         references: bound that each method is held against.
+        given: rows that every bound takes as known.
     """
 
     table: Table
@@ -49,6 +50,7 @@ class Subject:
     methods: tuple[str, ...]
     networks: tuple[str, ...]
     references: Mapping[str, str]
+    given: tuple[str, ...] = ()
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -161,14 +163,15 @@ def _identifiable(about: Subject) -> Markup:
             said = "not identifiable" if isinf(worst) else f"{number(worst)} %"
             where = f"up to SNR {max(bad):g} ({said} at SNR {bad[0]:g})"
             poor.append(f"{_low(title)} {where if len(bad) > 1 else f'at SNR {bad[0]:g} ({said})'}")
+    free = f"all but {_and(about.given)}" if about.given else "every parameter"
     if not poor:
-        return Markup(
-            "With every parameter free in each voxel the Cramér-Rao bound of {} stays under {} % everywhere."
-        ).format(about.symbol, f"{BOUND_LIMIT:g}")
+        return Markup("With {} free in each voxel the Cramér-Rao bound of {} stays under {} % everywhere.").format(
+            free, about.symbol, f"{BOUND_LIMIT:g}"
+        )
     return Markup(
-        "With every parameter free in each voxel, no unbiased method can do better than a CV of {} % in {}: "
+        "With {} free in each voxel, no unbiased method can do better than a CV of {} % in {}: "
         "there the protocol, not the method, is the limit."
-    ).format(f"{BOUND_LIMIT:g}", _and(poor))
+    ).format(free, f"{BOUND_LIMIT:g}", _and(poor))
 
 
 def _efficiency(about: Subject, name: str) -> Markup:

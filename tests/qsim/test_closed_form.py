@@ -10,6 +10,7 @@ from qsim.signals import (
     DifferentiableModel,
     InversionRecovery,
     InversionRecovery2P,
+    OffsetDecay,
     SignalModel,
     SpinEcho,
     SpinLock,
@@ -25,12 +26,14 @@ MODELS = (
     T2Prep(te_prep=TE_PREP),
     SpinLock(tsl=(0.0, 0.01, 0.03, 0.05)),
     SpinEcho(te=(0.16, 0.01, 0.08)),
+    OffsetDecay(te=TE_PREP),
+    OffsetDecay(tsl=(0.0, 0.01, 0.03, 0.05)),
 )
-RANGES = {"A": (0.2, 1.3), "B": (1.5, 2.0), "T1": (0.4, 4.0), "T2": (0.03, 0.2), "T1RHO": (0.02, 0.1)}
+RANGES = {"A": (0.2, 1.3), "B": (1.5, 2.0), "T1": (0.4, 4.0), "T2": (0.03, 0.2), "T1RHO": (0.02, 0.1), "C": (-0.1, 0.3)}
 
 
 def identify(model):
-    return f"{model.kind}-{getattr(model, 'signed', '')}"
+    return "-".join([model.kind, str(getattr(model, "signed", "")), model.parameters[1].name])
 
 
 def random_maps(model, shape, seed=0):
@@ -62,6 +65,22 @@ def test_two_parameters_are_three_with_b_2():
 )
 def test_decay_at_special_times(model):
     np.testing.assert_allclose(model(double(0.6, 0.08)), [0.6, 0.6 / math.e])
+
+
+def test_decay_on_a_constant():
+    """By hand: A + C at time 0, A / e + C at T, C long after; te fits T2, tsl T1rho; C may be negative."""
+    model = OffsetDecay(te=(0.0, 0.08, 5.0))
+    np.testing.assert_allclose(model(double(0.6, 0.08, -0.1)), [0.5, 0.6 / math.e - 0.1, -0.1])
+    assert [p.name for p in model.parameters] == ["A", "T2", "C"]
+    assert [p.name for p in OffsetDecay(tsl=(0.0,)).parameters] == ["A", "T1RHO", "C"]
+
+
+def test_decay_on_a_constant_takes_one_list_of_times():
+    for times, given in (({}, "neither"), ({"te": (0.01,), "tsl": (0.01,)}, "both")):
+        with pytest.raises(ValueError, match=f"^te and tsl: wanted exactly one .* got {given}"):
+            OffsetDecay(**times)
+    with pytest.raises(ValueError, match=r"^tsl must be in seconds, got 50; divide by 1000"):
+        OffsetDecay(tsl=(0.0, 50.0))
 
 
 def test_signal_of_white_matter():
@@ -115,7 +134,14 @@ def test_float32_against_float64(model):
 
 @pytest.mark.parametrize(
     ("cls", "field"),
-    [(InversionRecovery, "ti"), (InversionRecovery2P, "ti"), (T2Prep, "te_prep"), (SpinLock, "tsl"), (SpinEcho, "te")],
+    [
+        (InversionRecovery, "ti"),
+        (InversionRecovery2P, "ti"),
+        (T2Prep, "te_prep"),
+        (SpinLock, "tsl"),
+        (SpinEcho, "te"),
+        (OffsetDecay, "te"),
+    ],
     ids=lambda x: getattr(x, "__name__", x),
 )
 class TestRefusals:

@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import curve_fit
 
 from qsim.errors import InputError
 from qsim.estimators import Status
 from qsim.estimators.least_squares import LeastSquares
 from qsim.information import crb
-from qsim.signals import InversionRecovery, InversionRecovery2P, SpinEcho, SpinLock, T2Prep
+from qsim.signals import InversionRecovery, InversionRecovery2P, OffsetDecay, SpinEcho, SpinLock, T2Prep
 from tests.oracles import (
     curve_fit_recovery,
     dense_grid_decay,
+    dense_grid_offset_decay,
     dense_grid_recovery,
     dense_t1_objective,
     recovery_objective,
@@ -27,8 +29,11 @@ MODELS = (
     T2Prep(te_prep=TE_PREP),
     SpinLock(tsl=(0.001, 0.01, 0.03, 0.05)),
     SpinEcho(te=(0.16, 0.01, 0.08)),
+    OffsetDecay(te=TE_PREP),
+    OffsetDecay(tsl=(0.0, 0.01, 0.03, 0.05)),
 )
-RANGES = {"A": (0.2, 1.3), "B": (1.5, 2.0), "T1": (0.4, 4.0), "T2": (0.03, 0.2), "T1RHO": (0.02, 0.1)}
+TSL = np.array([0.0, 0.01, 0.03, 0.05])
+RANGES = {"A": (0.2, 1.3), "B": (1.5, 2.0), "T1": (0.4, 4.0), "T2": (0.03, 0.2), "T1RHO": (0.02, 0.1), "C": (-0.1, 0.3)}
 
 
 def random_maps(model, shape, seed=0):
@@ -50,7 +55,7 @@ def noisy_tissues(snr, n, seed, ti=TI_31, signed=False):
     return np.concatenate(series, 1)
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda m: f"{m.kind}-{getattr(m, 'signed', '')}")
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: f"{m.kind}-{getattr(m, 'signed', '')}-{m.parameters[1].name}")
 def test_noise_free_round_trip(model):
     truth = random_maps(model, (3, 5))
     found = LeastSquares(model)(model(truth))
@@ -135,6 +140,59 @@ def test_global_minimum_of_a_decay(model):
         assert found <= lowest * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("sigma", [0.003, 0.1])
+def test_global_minimum_of_a_decay_on_a_constant(sigma):
+    """Against a dense grid in T with A >= 0 and C by scipy's bounded linear least squares, then Brent steps."""
+    rng = np.random.default_rng(11)
+    model = OffsetDecay(tsl=tuple(TSL.tolist()))
+    images = model(random_maps(model, (12,))).numpy() + sigma * rng.standard_normal((4, 12))
+    fit = LeastSquares(model)(torch.tensor(images))
+    assert bool((fit.status != Status.NOT_CONVERGED).all())
+    for v in range(12):
+        lowest = dense_grid_offset_decay(TSL, images[:, v])
+        a, t, c = fit.kappa[:, v].numpy()
+        assert a >= 0
+        assert np.sum((a * np.exp(-TSL / t) + c - images[:, v]) ** 2) <= lowest * (1 + 1e-6) + 1e-14
+
+
+def test_decay_on_a_constant_against_curve_fit():
+    """scipy's Levenberg-Marquardt from the truth, many images and little noise: one minimum, found by both."""
+    times = np.linspace(0.0, 0.2, 15)
+    model = OffsetDecay(te=tuple(times.tolist()))
+    truth = random_maps(model, (5,), seed=3)
+    images = model(truth).numpy() + 1e-3 * np.random.default_rng(3).standard_normal((15, 5))
+    fit = LeastSquares(model)(torch.tensor(images))
+    for v in range(5):
+        theirs, _ = curve_fit(lambda t, a, t2, c: a * np.exp(-t / t2) + c, times, images[:, v], p0=truth[:, v].numpy())
+        # both stop where the objective is flat to 1e-8 of itself
+        np.testing.assert_allclose(fit.kappa[:, v], theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_decay_on_a_constant_reports_its_bounds_and_refuses_two_times():
+    model = OffsetDecay(te=TE_PREP)
+    times = torch.tensor(TE_PREP, dtype=torch.float64)
+    series = torch.stack((1 - times, 1 + times, torch.full_like(times, 0.7), torch.exp(-times / 0.0005)), 1)
+    fit = LeastSquares(model)(series)
+    # a straight line (T at its upper end); growing and flat (A = 0); over before the first image (T at its lower end)
+    assert fit.status.tolist() == [Status.AT_BOUND] * 4
+    assert float(fit.kappa[1, 0]) == pytest.approx(4.0)
+    assert fit.kappa[0, 1:3].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(fit.kappa[2, 1:3], series[:, 1:3].mean(0))
+    assert float(fit.kappa[1, 3]) == pytest.approx(0.001)
+    with pytest.raises(InputError, match=r"cannot tell A, T2 and C .* from 2 different times; give at least 3"):
+        LeastSquares(OffsetDecay(te=(0.01, 0.05, 0.05)))
+
+
+def test_decay_on_a_constant_does_not_depend_on_the_batch():
+    rng = np.random.default_rng(4)
+    model = OffsetDecay(te=TE_PREP)
+    images = torch.tensor(model(random_maps(model, (40,))).numpy() + 0.05 * rng.standard_normal((6, 40)))
+    together = LeastSquares(model)(images).kappa
+    apart = torch.cat([LeastSquares(model)(images[:, v : v + 1]).kappa for v in range(40)], 1)
+    # sums over images of one voxel may be vectorised otherwise
+    torch.testing.assert_close(together, apart, rtol=1e-6, atol=1e-9)
+
+
 def test_agrees_with_curve_fit_where_that_converges():
     images = noisy_tissues(100, 8, seed=9)
     fit = LeastSquares(IR)(torch.tensor(images))
@@ -153,10 +211,11 @@ def test_agrees_with_curve_fit_where_that_converges():
     assert agreed >= 12
 
 
-@pytest.mark.parametrize("model", [IR, T2Prep(te_prep=TE_PREP)], ids=lambda m: m.kind)
+@pytest.mark.parametrize("model", [IR, T2Prep(te_prep=TE_PREP), OffsetDecay(te=TE_PREP)], ids=lambda m: m.kind)
 def test_unbiased_and_efficient(model):
     """Bias and SD of 4000 fits against the Cramér-Rao bound, at a noise that the bound is valid for (CV under 3 %)."""
-    kappa = torch.tensor([0.65, 1.9, 0.78] if len(model.parameters) == 3 else [0.65, 0.08], dtype=torch.float64)
+    truth = {"A": 0.65, "B": 1.9, "T1": 0.78, "T2": 0.08, "C": 0.1}
+    kappa = torch.tensor([truth[p.name] for p in model.parameters], dtype=torch.float64)
     sigma, n = 0.0015, 4000
     generator = torch.Generator().manual_seed(0)
     clean = model(kappa[:, None].expand(-1, n))

@@ -1,0 +1,86 @@
+"""Fits of a decay on a constant: two amplitudes and one relaxation time.
+
+    minimise sum_n (A exp(-t_n / T) + C - S_n)^2   over A >= 0, any C and T within its bounds
+
+For one T the amplitudes follow in closed form: with the constant projected out of both,
+
+    A = p / q,    C = mean(S) - A mean(E),    p = S.d,    q = d.d,    d = E - mean(E),    E = exp(-t / T)
+
+and p^2 / q is what T explains of the series. T is searched on a grid, and its best local maxima are refined.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from qsim.estimators.separable import Moments, log_grid, plane_moments, refine
+from qsim.parameters import Parameter
+
+_GRID = 96
+_CANDIDATES = 3
+_VOXELS = 4096
+# a decay that is over before the second image leaves nothing to divide by
+_SMALLEST = 1e-200
+# what a series without any decay leaves once its mean is taken off, as part of its sum of squares
+_ROUNDING = 1e-28
+
+Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+class PlaneSearch:
+    """Tables of one list of times.
+
+    Args:
+        times: [s].
+        parameter: the relaxation time; its bounds are searched.
+    """
+
+    def __init__(self, times: tuple[float, ...], parameter: Parameter) -> None:
+        self.times = torch.tensor(times, dtype=torch.float64)[:, None]
+        self.u = log_grid(parameter, _GRID)
+        atoms = torch.exp(-self.times * torch.exp(-self.u))
+        atoms = atoms - atoms.mean(0)
+        self._atoms = atoms / atoms.norm(dim=0).clamp_min(_SMALLEST)
+
+    def __call__(self, y: Float[Tensor, "n v"]) -> Found:
+        """Returns: A, T, C, the objective and whether the refinement converged, per voxel."""
+        pieces = [self._chunk(part.double()) for part in y.split(_VOXELS, dim=1)]
+        a, t, c, objective, converged = (torch.cat(column) for column in zip(*pieces, strict=True))
+        return a, t, c, objective, converged
+
+    def _chunk(self, y: Float[Tensor, "n v"]) -> Found:
+        mean = y.mean(0)
+        z = y - mean
+        energy = z.square().sum(0)
+        # only A > 0 counts
+        explained = (self._atoms.T @ z).clamp_min_(0).square_()
+        explained *= energy > _ROUNDING * y.square().sum(0)
+        rising = torch.nn.functional.pad(explained, (0, 0, 1, 0), value=-1.0)[:-1] <= explained
+        falling = torch.nn.functional.pad(explained, (0, 0, 0, 1), value=-1.0)[1:] <= explained
+        top, grid = torch.where(rising & falling, explained, -1.0).topk(_CANDIDATES, dim=0)
+        # no decay at all: A = 0, the lower bound, and any T
+        best_a, best_c = torch.zeros_like(energy), mean.clone()
+        best_t = torch.full_like(energy, float(self.u[0].exp()))
+        best, converged = energy.clone(), torch.ones_like(energy, dtype=torch.bool)
+        for candidate in range(_CANDIDATES):
+            at = torch.nonzero(top[candidate] > 0).squeeze(1)
+            if at.numel() == 0:
+                continue
+            g, series = grid[candidate, at], z[:, at]
+
+            def moments(i: Int[Tensor, " k"] | slice, u: Tensor, series: Tensor = series) -> Moments:
+                return plane_moments(series[:, i], self.times, u)
+
+            lower, upper = self.u[(g - 1).clamp_min(0)], self.u[(g + 1).clamp_max(_GRID - 1)]
+            u, ok = refine(moments, self.u[g], lower, upper, energy[at])
+            atom = torch.exp(-self.times * torch.exp(-u))
+            level = atom.mean(0)
+            d = atom - level
+            a = ((series * d).sum(0) / (d * d).sum(0).clamp_min(_SMALLEST)).clamp_min(0)
+            objective = (a * d - series).square().sum(0)
+            better = objective < best[at]
+            where = at[better]
+            best_a[where], best_t[where] = a[better], u.exp()[better]
+            best_c[where] = (mean[at] - a * level)[better]
+            best[where], converged[where] = objective[better], ok[better]
+        return best_a, best_t, best_c, best, converged

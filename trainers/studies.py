@@ -1,0 +1,86 @@
+"""The kinds of study: what each config is called, its class, and what runs it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from generators.config import RootConfig
+from generators.reading import read_config, read_yaml
+from qsim.errors import InputError
+from trainers.evaluate import StudyConfig, run_study
+from trainers.prep_robustness import PrepRobustnessConfig, run_prep_robustness
+from trainers.readout_bias import ReadoutBiasConfig, run_readout_bias
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A kind of study.
+
+    Attributes:
+        config: class of its config.
+        run: (config, folder, workers, device) -> path of the report.
+        text: one line about it.
+    """
+
+    config: type[RootConfig]
+    run: Callable[[Any, Path, int, str], Path]
+    text: str
+
+
+STUDIES: dict[str, Study] = {
+    "noise": Study(
+        StudyConfig, run_study, "relative bias, CV and RMSE over noise realisations (sabidussi2021, section 5.1.1)"
+    ),
+    "prep_robustness": Study(
+        PrepRobustnessConfig, run_prep_robustness, "apparent T1rho and T2 of preparations over B0 and B1"
+    ),
+    "readout_bias": Study(
+        ReadoutBiasConfig, run_readout_bias, "two- against three-parameter fits behind each readout, with noise"
+    ),
+}
+
+
+def read_study(path: Path) -> tuple[Study, RootConfig]:
+    """Read the config of a study of any kind.
+
+    Raises: InputError naming the file and the field at fault; of an unknown kind, which there are.
+    """
+    kind = read_yaml(path).get("kind")
+    if kind is None:
+        raise InputError(f"{path}: kind: missing, wanted one of {', '.join(map(repr, STUDIES))}")
+    if not isinstance(kind, str) or kind not in STUDIES:
+        raise InputError(f"{path}: kind: got {kind!r}, wanted one of {', '.join(map(repr, STUDIES))}")
+    chosen = STUDIES[kind]
+    return chosen, read_config(path, chosen.config)
+
+
+def study_schema() -> dict[str, Any]:
+    """JSON Schema of the config of every kind of study, told apart by `kind`."""
+    kinds: dict[str, dict[str, Any]] = {}
+    shared: dict[str, Any] = {}
+    keys: dict[str, dict[str, Any]] = {}
+    for name, study in STUDIES.items():
+        schema = study.config.model_json_schema(ref_template="#/$defs/{model}")
+        for title, definition in schema.pop("$defs", {}).items():
+            if shared.setdefault(title, definition) != definition:
+                raise AssertionError(f"two definitions are called {title}")
+        kinds[study.config.__name__] = schema
+        for key in schema["properties"]:
+            keys.setdefault(key, {"description": f"of {name}"})
+            if key != "kind" and not keys[key]["description"].endswith(name):
+                keys[key]["description"] += f", {name}"
+    keys["kind"] = {"enum": list(STUDIES), "description": "which study"}
+    return {
+        "$defs": {**shared, **kinds},
+        "title": "Study",
+        "type": "object",
+        # editors that do not follow oneOf still complete the names of the keys
+        "properties": keys,
+        "required": ["kind"],
+        "oneOf": [{"$ref": f"#/$defs/{name}"} for name in kinds],
+        "discriminator": {
+            "propertyName": "kind",
+            "mapping": {name: f"#/$defs/{study.config.__name__}" for name, study in STUDIES.items()},
+        },
+    }
