@@ -215,6 +215,10 @@ class Blurring:
     def parameters(self):
         return config().signal_model.parameters
 
+    @property
+    def pointwise(self):
+        return Blurring(torch.eye(len(self.matrix)))
+
     def magnetisation(self, kappa):
         a, b, t1 = kappa
         return torch.stack([a * torch.exp(-0.3 / t1), a * b])
