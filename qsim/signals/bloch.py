@@ -163,6 +163,7 @@ def solve(events: Sequence[Event], spin: Spins, mz0: Tensor) -> Course:
     dtype, ndim = spin.t1.dtype, spin.t1.ndim
     exact = spin.map(lambda x: x.double())
     solved: dict[tuple[Hashable, float | None], Modes] = {}
+    turns: dict[float, tuple[Tensor, Tensor]] = {}
     lasted: list[tuple[Hashable, tuple[float, ...]]] = []
     steps: list[Step] = []
     m: Vector = (0.0, 0.0, mz0.double())
@@ -172,7 +173,7 @@ def solve(events: Sequence[Event], spin: Spins, mz0: Tensor) -> Course:
             # a quarter of the work of its affine map
             m = event.apply(exact, m)
             continue
-        whole = _whole(event, exact, solved)
+        whole = _whole(event, exact, solved, turns)
         if whole is not None:
             m, pending = (m, whole.after(pending)) if steps else (whole(m), pending)
             continue
@@ -198,8 +199,17 @@ def solve(events: Sequence[Event], spin: Spins, mz0: Tensor) -> Course:
     return Course(cast(m, dtype), tuple(steps), pending.to(dtype))
 
 
-def _whole(event: Event, spin: Spins, known: dict[tuple[Hashable, float | None], Modes]) -> Affine | None:
+def _whole(
+    event: Event,
+    spin: Spins,
+    known: dict[tuple[Hashable, float | None], Modes],
+    turns: dict[float, tuple[Tensor, Tensor]],
+) -> Affine | None:
     """The event as one affine map; None if its duration differs between the images."""
+    if isinstance(event, HardPulse):
+        if event.flip not in turns:
+            turns[event.flip] = event.cos_sin(spin)
+        return event.turning(*turns[event.flip])
     if isinstance(event, FixedEvent):
         return event.affine(spin)
     return _solved(event, spin, known).after(event.duration) if isinstance(event.duration, float) else None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qsim.errors import InputError
-from qsim.signals.affine import IDENTITY, Affine, Matrix, Vector, plus, scaled, times, transposed
+from qsim.signals.affine import IDENTITY, Affine, Entry, Matrix, Vector, plus, scaled, times, transposed
 from qsim.signals.modes import Modes, Times, cos_sin, driven_modes, free_modes
 from qsim.signals.spins import Spins
 from qsim.values import value
@@ -64,9 +64,17 @@ class HardPulse:
     phase: float = 0.0
 
     def affine(self, spin: Spins) -> Affine:
-        c, s = cos_sin(self.phase)
+        return self.turning(*self.cos_sin(spin))
+
+    def cos_sin(self, spin: Spins) -> tuple[Tensor, Tensor]:
+        """Of the actual flip angle: the same for every phase."""
         angle = self.flip * spin.rel_b1
-        return Affine(rotation((c, s, 0.0), angle.cos(), angle.sin()))
+        return angle.cos(), angle.sin()
+
+    def turning(self, c: Tensor, s: Tensor) -> Affine:
+        """Its map, from cos and sin of the flip angle."""
+        x, y = cos_sin(self.phase)
+        return Affine(rotation((x, y, 0.0), c, s))
 
 
 def rotation(axis: Vector, c: Tensor, s: Tensor) -> Matrix:
@@ -76,10 +84,15 @@ def rotation(axis: Vector, c: Tensor, s: Tensor) -> Matrix:
     n = scaled(axis, up)
     minus = times(-1.0, s)
     return (
-        (plus(c, times(n[0], x)), plus(times(n[0], y), times(s, z)), plus(times(n[0], z), times(minus, y))),
-        (plus(times(n[1], x), times(minus, z)), plus(c, times(n[1], y)), plus(times(n[1], z), times(s, x))),
-        (plus(times(n[2], x), times(s, y)), plus(times(n[2], y), times(minus, x)), plus(c, times(n[2], z))),
+        (_diagonal(c, n[0], x), plus(times(n[0], y), times(s, z)), plus(times(n[0], z), times(minus, y))),
+        (plus(times(n[1], x), times(minus, z)), _diagonal(c, n[1], y), plus(times(n[1], z), times(s, x))),
+        (plus(times(n[2], x), times(s, y)), plus(times(n[2], y), times(minus, x)), _diagonal(c, n[2], z)),
     )
+
+
+def _diagonal(c: Tensor, n: Entry, x: Entry) -> Entry:
+    """cos + x^2 (1 - cos): 1 on the axis itself."""
+    return 1.0 if isinstance(x, float) and abs(x) == 1 else plus(c, times(n, x))
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +211,7 @@ class Delay:
     def modes(self, spin: Spins) -> Modes:
         free = free_modes(spin)
         only_z: Matrix = ((0.0, 0.0, 1.0), (0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
-        return Modes(transposed(only_z), only_z, free.rest, free.along, free.across, free.turn)
+        return Modes(transposed(only_z), only_z, free.rest, free.rest_inside, free.along, free.across, free.turn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,4 +300,6 @@ class Lock:
 
     def modes(self, spin: Spins) -> Modes:
         along, across = rotating_frame_rates(spin, self.fsl, self.exchange)
-        return driven_modes(spin, 2 * pi * self.fsl * spin.rel_b1, along, across)
+        # without a T2rho of its own, what lies across relaxes as the Bloch equation has it
+        own = None if spin.t2rho is None else across
+        return driven_modes(spin, 2 * pi * self.fsl * spin.rel_b1, along, own)

@@ -27,6 +27,7 @@ class Modes:
         right: columns are the mode along the effective field and the two across it.
         left: inverse of `right`.
         rest: where M comes to rest [M0].
+        rest_inside: left M_rest, which no turn about z changes [M0].
         along, across: decay rates of the modes [1/s].
         turn: rate at which the pair turns [rad/s].
     """
@@ -34,6 +35,7 @@ class Modes:
     right: Matrix
     left: Matrix
     rest: Vector
+    rest_inside: Vector
     along: Tensor
     across: Tensor
     turn: Tensor
@@ -46,6 +48,7 @@ class Modes:
             product(about_z, self.right),
             product(self.left, transposed(about_z)),
             image(about_z, self.rest),
+            self.rest_inside,
             self.along,
             self.across,
             self.turn,
@@ -54,7 +57,7 @@ class Modes:
     @property
     def into(self) -> Affine:
         """M -> left (M - M_rest)"""
-        return Affine(self.left, scaled(image(self.left, self.rest), -1.0))
+        return Affine(self.left, scaled(self.rest_inside, -1.0))
 
     @property
     def back(self) -> Affine:
@@ -95,7 +98,7 @@ def driven_modes(spin: Spins, w1: Tensor, r1rho: Tensor | None = None, r2rho: Te
         spin: float64.
         w1: amplitude of the field [rad/s].
         r1rho, r2rho: rates along and across the effective field; those of the Bloch equation if not given [1/s].
-    Assumes: the pair turns, w > (R2 - R1) / 2 or so: where relaxation is faster the result is NaN (`Lock.check`).
+    Assumes: the pair turns, w > (R2 - R1) / 2 or so: where relaxation is faster the result is NaN.
     """
     r1, r2 = 1 / spin.t1, 1 / spin.t2
     dw = 2 * pi * spin.delta_b0
@@ -104,19 +107,19 @@ def driven_modes(spin: Spins, w1: Tensor, r1rho: Tensor | None = None, r2rho: Te
     nz2 = 1 - nx2
     nxnz = w1 * dw / w_squared
     bloch_along = r1 * nz2 + r2 * nx2
-    extra_along = 0.0 if r1rho is None else r1rho - bloch_along
-    extra_across = 0.0 if r2rho is None else r2rho - (2 * r2 + r1 - bloch_along) / 2
-    extra = extra_along - extra_across
     # Gamma; y does not couple
-    xx = r2 + extra_across + extra * nx2
-    yy = r2 + extra_across
-    zz = r1 + extra_across + extra * nz2
-    xz = extra * nxnz
+    xx, yy, zz, xz = r2, r2, r1, torch.zeros_like(r1)
+    if r1rho is not None:
+        along_n = r1rho - bloch_along
+        xx, zz, xz = xx + along_n * nx2, zz + along_n * nz2, along_n * nxnz
+    if r2rho is not None:
+        across_n = r2rho - (2 * r2 + r1 - bloch_along) / 2
+        xx, yy, zz, xz = xx + across_n * nz2, yy + across_n, zz + across_n * nx2, xz - across_n * nxnz
     trace = xx + yy + zz
     c1 = xx * yy + yy * zz + xx * zz - xz**2 + w_squared
     c0 = yy * (xx * zz - xz**2) + w1**2 * xx + 2 * w1 * dw * xz + dw**2 * zz
     mu = xx * nx2 + 2 * xz * nxnz + zz * nz2
-    for _ in range(5):
+    for _ in range(4):
         mu = mu - (((mu - trace) * mu + c1) * mu - c0) / ((3 * mu - 2 * trace) * mu + c1)
     across = (trace - mu) / 2
     turn = torch.sqrt(c0 / mu - across**2)
@@ -135,14 +138,17 @@ def driven_modes(spin: Spins, w1: Tensor, r1rho: Tensor | None = None, r2rho: Te
     along_column, u, v = (rx, ry, rz), (ux, uy, uz), (vx, vy, vz)
     volume = dot(along_column, cross(u, v))
     assert isinstance(volume, Tensor)
+    left: Matrix = (
+        scaled((rx, -ry, rz), 1 / norm),
+        scaled(cross(v, along_column), 1 / volume),
+        scaled(cross(along_column, u), 1 / volume),
+    )
+    rest = scaled((w1 * dw - xz * yy, xz * dw + xx * w1, xx * yy + dw**2), r1 / c0)
     return Modes(
         right=transposed((along_column, u, v)),
-        left=(
-            scaled((rx, -ry, rz), 1 / norm),
-            scaled(cross(v, along_column), 1 / volume),
-            scaled(cross(along_column, u), 1 / volume),
-        ),
-        rest=scaled((w1 * dw - xz * yy, xz * dw + xx * w1, xx * yy + dw**2), r1 / c0),
+        left=left,
+        rest=rest,
+        rest_inside=image(left, rest),
         along=mu,
         across=across,
         turn=turn,
@@ -155,6 +161,7 @@ def free_modes(spin: Spins) -> Modes:
         right=((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0)),
         left=((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0)),
         rest=(0.0, 0.0, 1.0),
+        rest_inside=(1.0, 0.0, 0.0),
         along=1 / spin.t1,
         across=1 / spin.t2,
         turn=2 * pi * spin.delta_b0,
