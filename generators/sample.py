@@ -18,6 +18,7 @@ from generators.scene import Scene, draw, draw_fields, scene, through_fields, ti
 from phantoms.base import Crop
 from phantoms.maps import Mixture, minor_parameters, mixture, parameter_maps
 from qsim.distributions import Streams
+from qsim.errors import InputError
 from qsim.kspace.noise import Noise
 from qsim.signals.base import CoherentModel, SpatialModel
 
@@ -183,13 +184,26 @@ def mixed_signal(model: CoherentModel, anatomy: Anatomy, part: slice) -> Float[T
     its modulus, or its real part if the model is signed.
     """
     if isinstance(model, SpatialModel) and model.mixes_voxels:
-        signal = model.image(_mixed(model.magnetisation, anatomy, part))
+        signal = real_signal(model, model.image(_mixed(model.magnetisation, anatomy, part)))
     else:
-        signal = _mixed(model.coherent, anatomy, part)
-    if signal.is_complex():
-        # both channels have the same noise, so the phase counts only where the model keeps the sign
-        return signal.real if getattr(model, "signed", False) else signal.abs()
+        signal = real_signal(model, _mixed(model.coherent, anatomy, part))
+    # one sum instead of a test of every voxel: what is not finite stays so in it
+    if not bool(torch.isfinite(signal.sum(dtype=torch.float64))):
+        raise InputError(
+            "model: the signal of some voxel is not finite: its relaxation is faster than the pulses or the lock "
+            "(short T2, REL_B1 near 0), or a field is far too large; narrow tissues or fields"
+        )
     return signal
+
+
+def real_signal(model: CoherentModel, signal: Inexact[Tensor, "n *space"]) -> Float[Tensor, "n *space"]:
+    """Of a complex signal its modulus, or its real part if the model is signed.
+
+    Both channels have the same noise, so the phase counts only where the model keeps the sign.
+    """
+    if not signal.is_complex():
+        return signal
+    return signal.real if getattr(model, "signed", False) else signal.abs()
 
 
 def _mixed(function: Callable[[Tensor], Tensor], anatomy: Anatomy, part: slice) -> Inexact[Tensor, "n b *space"]:

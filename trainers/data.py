@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from generators.config import GeneratorConfig
-from generators.sample import make_samples
+from generators.sample import make_samples, real_signal
 from generators.store import PatchStore, StoredSamples
 from qsim.distributions import Streams
 from qsim.errors import InputError
+from qsim.signals.base import SpatialModel
 
 # samples that a store which does not fit into memory reads together, and how many such blocks are mixed
 _BLOCK, _MIXED = 512, 8
@@ -290,7 +291,12 @@ def simulate(batch: Batch, config: GeneratorConfig, seed: int) -> Batch:
     inside = batch.labels > 0
     # a relaxation time of 0 in the background is no number for the model
     kappa = torch.where(inside[:, None], batch.kappa, 1.0)
-    signal = (model(kappa.movedim(1, 0)) * inside).movedim(1, 0)
+    maps = kappa.movedim(1, 0)
+    if isinstance(model, SpatialModel) and model.mixes_voxels:
+        # the background must not blur into the tissue: it is taken out before voxels mix
+        signal = real_signal(model, model.image(model.magnetisation(maps) * inside)).movedim(1, 0)
+    else:
+        signal = (model(maps) * inside).movedim(1, 0)
     normals = [torch.empty_like(signal, memory_format=torch.contiguous_format) for _ in range(noise.channels)]
     for i, stream in enumerate(streams):
         generator = stream.torch_generator("training noise", batch.kappa.device)

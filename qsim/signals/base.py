@@ -75,6 +75,16 @@ class DifferentiableModel(SignalModel, Protocol):
         ...
 
 
+def may_overwrite(tensor: Tensor, *others: Tensor) -> bool:
+    """Whether an operation with the others may write its result into the tensor.
+
+    No gradient is recorded, no function transform (jvp, vmap) runs, and the result has the tensor's shape.
+    """
+    if torch.is_grad_enabled() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return False
+    return all(torch.broadcast_shapes(tensor.shape, other.shape) == tensor.shape for other in others)
+
+
 def check_times(name: str, times: tuple[float, ...]) -> None:
     """Refuse timings that cannot be seconds.
 

@@ -268,8 +268,10 @@ def _in_blocks(
     events: Sequence[Event], spin: Spins, mz0: Tensor | float, rows: tuple[int, ...]
 ) -> Float[Tensor, "r n *space"]:
     """Voxels are carried in blocks that fit the cache; they do not mix."""
-    shape, n = spin.t1.shape, _n_images(events)
-    start: Tensor = torch.as_tensor(mz0, dtype=spin.t1.dtype, device=spin.t1.device).expand(shape)
+    n = _n_images(events)
+    start: Tensor = torch.as_tensor(mz0, dtype=spin.t1.dtype, device=spin.t1.device)
+    shape = torch.broadcast_shapes(spin.t1.shape, start.shape)
+    start, spin = start.expand(shape), spin.map(lambda x: x.expand(shape))
     voxels = prod(shape)
     if spin.t1.device.type != "cpu" or n * voxels <= 2 * _BLOCK:
         return _carry(events, spin, start, n, rows)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qsim.parameters import T1, T1RHO, T2, A, B, C, Parameter
-from qsim.signals.base import check_times, time_axis
+from qsim.signals.base import check_times, may_overwrite, time_axis
 from qsim.values import value
 
 
@@ -32,10 +32,9 @@ def recovery(
     Source: Barral et al. 2010, doi:10.1002/mrm.22497; sabidussi2021 section 4.1.
     """
     e = (-ti / t1).exp_()
-    if torch.is_grad_enabled():
-        return torch.addcmul(a, a * b, e, value=-1)
-    # A - (A B) E in place: the images are written once
-    return torch.addcmul(a, a * b, e, value=-1, out=e)
+    # A - (A B) E, in place where that can be: the images are written once
+    depth = a * b
+    return torch.addcmul(a, depth, e, value=-1, out=e if may_overwrite(e, depth) else None)
 
 
 def decay(
@@ -52,7 +51,7 @@ def decay(
     Source: sabidussi2021 section 4.1.
     """
     e = (-times / t).exp_()
-    return a * e if torch.is_grad_enabled() else e.mul_(a)
+    return e.mul_(a) if may_overwrite(e, a) else a * e
 
 
 def _decay_jacobian(

@@ -82,6 +82,22 @@ def cos_sin(phase: float) -> tuple[float, float]:
     return (0.0 if abs(c) < _RIGHT_ANGLE else c), (0.0 if abs(s) < _RIGHT_ANGLE else s)
 
 
+def _real_root(trace: Tensor, c1: Tensor, c0: Tensor) -> Tensor:
+    """The only real root of mu^3 - trace mu^2 + c1 mu - c0; NaN unless c1 > trace^2 / 3, where there may be three.
+
+        mu = t + trace / 3,    t^3 + p t + q = 0,    t = -2 sqrt(p / 3) sinh(asinh(3 q / 2p sqrt(3 / p)) / 3)
+
+    by the hyperbolic form of Cardano's formula, then two steps of Newton's method take off its rounding.
+    """
+    p = c1 - trace * trace / 3
+    q = trace * (c1 / 3 - trace * trace * (2 / 27)) - c0
+    root = (p / 3).sqrt()
+    mu = trace / 3 - 2 * root * torch.sinh(torch.asinh(q / (2 * root * root * root)) / 3)
+    for _ in range(2):
+        mu = mu - (((mu - trace) * mu + c1) * mu - c0) / ((3 * mu - 2 * trace) * mu + c1)
+    return mu
+
+
 def driven_modes(spin: Spins, w1: Tensor, r1rho: Tensor | None = None, r2rho: Tensor | None = None) -> Modes:
     """Modes while a field of constant amplitude about x is on.
 
@@ -90,7 +106,7 @@ def driven_modes(spin: Spins, w1: Tensor, r1rho: Tensor | None = None, r2rho: Te
         mu^3 - tr(Gamma) mu^2 + c1 mu - c0 = 0
         c1 = (tr(Gamma)^2 - tr(Gamma^2)) / 2 + w^2,    c0 = det(Gamma) + w' Gamma w
 
-    found by Newton's method from n' Gamma n; the pair follows from its sum and product:
+    the pair follows from its sum and product:
 
         across = (tr(Gamma) - mu) / 2,    turn^2 = c0 / mu - across^2
 
@@ -98,7 +114,8 @@ def driven_modes(spin: Spins, w1: Tensor, r1rho: Tensor | None = None, r2rho: Te
         spin: float64.
         w1: amplitude of the field [rad/s].
         r1rho, r2rho: rates along and across the effective field; those of the Bloch equation if not given [1/s].
-    Assumes: the pair turns, w > (R2 - R1) / 2 or so: where relaxation is faster the result is NaN.
+    Assumes: the field is stronger than relaxation, c1 > tr(Gamma)^2 / 3 (about w > .58 (R2 - R1)), so that the pair
+        turns; elsewhere, and without any field, the result is NaN.
     """
     r1, r2 = 1 / spin.t1, 1 / spin.t2
     dw = 2 * pi * spin.delta_b0
@@ -118,14 +135,12 @@ def driven_modes(spin: Spins, w1: Tensor, r1rho: Tensor | None = None, r2rho: Te
     trace = xx + yy + zz
     c1 = xx * yy + yy * zz + xx * zz - xz**2 + w_squared
     c0 = yy * (xx * zz - xz**2) + w1**2 * xx + 2 * w1 * dw * xz + dw**2 * zz
-    mu = xx * nx2 + 2 * xz * nxnz + zz * nz2
-    for _ in range(4):
-        mu = mu - (((mu - trace) * mu + c1) * mu - c0) / ((3 * mu - 2 * trace) * mu + c1)
+    mu = _real_root(trace, c1, c0)
     across = (trace - mu) / 2
     turn = torch.sqrt(c0 / mu - across**2)
     # eigenvector along the field: adj(A + mu) w / w^3, and its mirror image in y from the left
     a, b, d = mu - xx, mu - yy, mu - zz
-    cube = w_squared.rsqrt() ** 3
+    cube = w_squared.rsqrt() / w_squared
     rx = (w1 * (b * d + w1**2) + dw * (w1 * dw + xz * b)) * cube
     ry = (w1 * (dw * d - w1 * xz) + dw * (xz * dw - a * w1)) * cube
     rz = (w1 * (w1 * dw + xz * b) + dw * (a * b + dw**2)) * cube

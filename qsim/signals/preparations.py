@@ -83,6 +83,8 @@ _CLUSTERS: dict[Cluster, tuple[tuple[str, float, str], ...]] = {
         ("pulse", 90, "x"),
     ),
 }
+# steps of 5 microseconds of the oracle's pulse: M to 1e-6 on resonance
+_HS1_STEPS = 2000
 # clusters that end with -Mz; the sign is the cluster's, never the data's
 _INVERTING = ("CSL", "TRSL")
 
@@ -126,15 +128,17 @@ def _check_pulse_b1(pulse_b1: float | None) -> None:
         raise ValueError(f"pulse_b1 must be above 0 Hz, got {pulse_b1:g}; leave it out for hard pulses")
 
 
-def _finite(mz: Float[Tensor, "n *space"], remedy: str) -> Float[Tensor, "n *space"]:
+def _finite(mz: Float[Tensor, "n *space"], remedy: str, mz0: float | Tensor) -> Float[Tensor, "n *space"]:
+    if not bool(torch.isfinite(torch.as_tensor(mz0)).all()):
+        raise InputError("mz0: must be finite everywhere")
     if not bool(torch.isfinite(mz).all()):
         raise InputError(remedy)
     return mz
 
 
 _NO_TURN = (
-    "t2: relaxation is faster than the turn about the field (w <= (R2 - R1) / 2), so that nothing turns; "
-    "mask such voxels, or raise the field"
+    "rel_b1, t2: the field is weaker than relaxation in some voxel (below about .58 (R2 - R1) / 2 pi hertz), so that "
+    "nothing turns about it; mask such voxels, or raise the field"
 )
 
 
@@ -241,7 +245,7 @@ class SpinLockPreparation:
                 "t1rho: missing; a spin-lock needs it [s] (give it T2 for tissue that follows the Bloch equation)"
             )
         spin = spins(t1=t1, t2=t2, t1rho=t1rho, t2rho=t2rho, delta_b0=delta_b0, rel_b1=rel_b1)
-        return _finite(self.apply(spin, mz0), _NO_TURN)
+        return _finite(self.apply(spin, mz0), _NO_TURN, mz0)
 
 
 @value
@@ -343,7 +347,7 @@ class T2Preparation:
             mz0: longitudinal magnetisation before [M0].
         Raises: InputError, naming the argument, if a value is not physical.
         """
-        return _finite(self.apply(spins(t1=t1, t2=t2, delta_b0=delta_b0, rel_b1=rel_b1), mz0), _NO_TURN)
+        return _finite(self.apply(spins(t1=t1, t2=t2, delta_b0=delta_b0, rel_b1=rel_b1), mz0), _NO_TURN, mz0)
 
 
 @value
@@ -356,7 +360,7 @@ class InversionPulse:
         max_b1: its peak amplitude, gamma B1 / 2 pi [Hz].
         beta: its modulation rate [1/s].
         mu: half the ratio of sweep to beta [1].
-        steps: of constant field that make it up.
+        steps: of constant field that make it up; 2000 if not given.
     Source: Silver, Joseph and Hoult 1985, doi:10.1103/PhysRevA.31.2753 (HS1).
     """
 
@@ -365,14 +369,14 @@ class InversionPulse:
     max_b1: float | None = None
     beta: float | None = None
     mu: float | None = None
-    steps: int = 2000
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.pulse not in ("hard", "HS1"):
             raise ValueError(f"pulse must be hard or HS1, got {self.pulse!r}")
         shape = {"duration": self.duration, "max_b1": self.max_b1, "beta": self.beta, "mu": self.mu}
         if self.pulse == "hard":
-            given = [name for name, number in shape.items() if number is not None]
+            given = [name for name, number in (shape | {"steps": self.steps}).items() if number is not None]
             if given:
                 raise ValueError(f"{given[0]} belongs to pulse HS1; a hard pulse has none")
         else:
@@ -386,7 +390,13 @@ class InversionPulse:
         assert self.max_b1 is not None
         assert self.beta is not None
         assert self.mu is not None
-        return hs1(duration=self.duration, max_b1=self.max_b1, beta=self.beta, mu=self.mu, steps=self.steps)
+        return hs1(
+            duration=self.duration,
+            max_b1=self.max_b1,
+            beta=self.beta,
+            mu=self.mu,
+            steps=_HS1_STEPS if self.steps is None else self.steps,
+        )
 
     @property
     def width(self) -> float:
@@ -414,7 +424,7 @@ class Inversion:
     max_b1: float | None = None
     beta: float | None = None
     mu: float | None = None
-    steps: int = 2000
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         check_times("ti", self.ti)
@@ -467,7 +477,7 @@ class Inversion:
             mz0: longitudinal magnetisation before [M0].
         Raises: InputError, naming the argument, if a value is not physical.
         """
-        return _finite(self.apply(spins(t1=t1, t2=t2, delta_b0=delta_b0, rel_b1=rel_b1), mz0), _NO_TURN)
+        return _finite(self.apply(spins(t1=t1, t2=t2, delta_b0=delta_b0, rel_b1=rel_b1), mz0), _NO_TURN, mz0)
 
 
 PREPARATIONS = (SpinLockPreparation, T2Preparation, Inversion)

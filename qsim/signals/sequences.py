@@ -19,6 +19,7 @@ from qsim.signals.base import check_times
 from qsim.signals.bloch import Spins, longitudinal
 from qsim.signals.preparations import AnyPreparation, InversionPulse
 from qsim.signals.readout import AnyReadout, Ideal, aftermath, assembled, components, mixes_voxels, read
+from qsim.signals.spoiled import SpoiledGradientEcho
 from qsim.signals.ssfp import BalancedSSFP
 from qsim.values import value
 
@@ -177,9 +178,10 @@ class LookLockerTrain:
         flip_angle: nominal [rad].
         tr: time between pulses [s].
         inversion: the pulse.
-        recovery: from the last pulse of a train to the next inversion, without pulses; 0: the train runs through, and
+        recovery: pause without pulses from the end of a train to the next inversion; 0: the train runs through, and
             the inversion meets what it left. None: full recovery [s].
-        train: how long the pulses go on after the inversion; None: until the last image [s].
+        train: how long the train lasts after the inversion, a tr for each pulse; None: until the last image has been
+            read, its largest time and one tr [s].
         signed: keep the sign.
     Source: Look and Locker 1970, doi:10.1063/1.1684482; Deichmann and Haase 1992, doi:10.1016/0022-2364(92)90347-A.
     """
@@ -206,7 +208,7 @@ class LookLockerTrain:
             )
         if self.recovery is not None and not (isfinite(self.recovery) and self.recovery >= 0):
             raise ValueError(f"recovery must be at least 0 s, got {self.recovery}")
-        if self.train is not None and not self.train >= max(self.ti):
+        if self.train is not None and not (isfinite(self.train) and self.train >= max(self.ti)):
             raise ValueError(f"train of {self.train:g} s ends before the last image at {max(self.ti):g} s; raise it")
 
     @property
@@ -239,7 +241,7 @@ class LookLockerTrain:
             return longitudinal(events, spin)[0]
         beta = longitudinal(events, spin, 0.0)[0]
         alpha = longitudinal(events, spin, 1.0)[0] - beta
-        lasts = max(self.ti) if self.train is None else self.train
+        lasts = max(self.ti) + self.tr if self.train is None else self.train
         pulses, e = torch.exp(-lasts * rate), torch.exp(-self.recovery / spin.t1)
         # x = alpha (1 + (driven + (x - driven) pulses - 1) e) + beta
         return (alpha * (1 + (driven * (1 - pulses) - 1) * e) + beta) / (1 - alpha * pulses * e)
@@ -271,7 +273,7 @@ class MOLLI:
     pauses: tuple[int, ...] = (3,)
     ti_first: tuple[float, ...]
     rr: float
-    readout: AnyReadout
+    readout: SpoiledGradientEcho | BalancedSSFP
     inversion: InversionPulse = InversionPulse()
     signed: bool = False
 
@@ -283,7 +285,10 @@ class MOLLI:
         if len(self.ti_first) != len(self.scheme):
             raise ValueError(f"ti_first must hold {len(self.scheme)} times, one for each set, got {len(self.ti_first)}")
         check_times("ti", self.ti_first)
-        check_times("tr", (self.rr,))
+        if not 0.2 <= self.rr <= 5:
+            raise ValueError(
+                f"rr must be a heartbeat of 0.2 to 5 s, got {self.rr:g}; divide by 1000 if in milliseconds"
+            )
         _signed_readout(self.signed, self.readout)
         if self.readout.acquisition.shots > 1:
             raise ValueError("readout.acquisition.shots: MOLLI images are single-shot; set 1")

@@ -1,6 +1,9 @@
 """The engine against matrix exponentials, an ODE solver and closed forms."""
 
 import math
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -280,3 +283,23 @@ def test_what_is_not_physical_is_refused(maps, message):
 def test_series_of_two_lengths_are_refused():
     with pytest.raises(ValueError, match="one length"):
         longitudinal([FreePrecession((0.1,)), FreePrecession((0.1, 0.2))], spins(t1=1.0, t2=0.1))
+
+
+COMPILED = """
+import math, torch
+from qsim.signals.bloch import HardPulse, Lock, compile_longitudinal, longitudinal, spins
+g = torch.Generator().manual_seed(1)
+spin = spins(t1=1.0, t2=0.05, t1rho=0.06, delta_b0=100 * torch.rand(33, 21, generator=g), rel_b1=1.1)
+events = [HardPulse(1.5), Lock((0.0, 0.01, 0.05), 400.0, math.pi / 2), HardPulse(1.5, math.pi)]
+fused = compile_longitudinal(events)(spin, torch.ones(33, 21))
+print(float((fused - longitudinal(events, spin)).abs().max()))
+"""
+
+
+@pytest.mark.slow
+def test_compiled_courses_agree():
+    """Half a minute of compiling, in a process whose functions are not wrapped to check shapes."""
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on the CPU, and this machine has none")
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=True, timeout=280)
+    assert float(done.stdout) < 3e-6

@@ -163,3 +163,17 @@ def test_median_decides_for_inversion_times():
     InversionRecovery(ti=(0.1, 1.0, 15.0))
     with pytest.raises(ValueError, match="milliseconds"):
         InversionRecovery(ti=(0.1, 15.0, 15.0))
+
+
+@pytest.mark.parametrize("model", MODELS, ids=identify)
+def test_what_is_written_in_place_changes_nothing(model):
+    """Without gradients the images are written in place: the same bits, also under function transforms."""
+    kappa = random_maps(model, (4, 5)).float()
+    recorded = model(kappa)
+    with torch.no_grad():
+        assert torch.equal(model(kappa), recorded)
+        _, slope = torch.func.jvp(model, (kappa,), (torch.ones_like(kappa),))
+        batched = torch.func.vmap(model, in_dims=1)(kappa)
+    assert torch.equal(batched.movedim(0, 1), recorded)
+    expected = model.jacobian(kappa).sum(0)
+    np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))

@@ -216,8 +216,43 @@ def test_a_spin_lock_without_t1rho_is_an_error():
 
 
 def test_relaxation_faster_than_the_turn_is_an_error():
-    with pytest.raises(InputError, match="relaxation is faster"):
+    with pytest.raises(InputError, match="the field is weaker than relaxation"):
         SpinLockPreparation(cluster="SSL", tsl=TSL, fsl=10.0)(t1=1.0, t2=0.001, t1rho=0.001)
+
+
+def test_weak_locks_are_right_or_refused():
+    """Down to fields as weak as relaxation: what is not refused equals the matrix exponential."""
+    rng = np.random.default_rng(0)
+    right = refused = 0
+    for _ in range(150):
+        t1, t2 = 10 ** rng.uniform(-1.5, 0.5), 10 ** rng.uniform(-3, -1)
+        voxel = Voxel(
+            t1=t1,
+            t2=min(t2, 2 * t1),
+            t1rho=t2 * rng.uniform(0.8, 1.5),
+            delta_b0=float(rng.choice([0.0, 20 * rng.normal()])),
+            rel_b1=rng.uniform(0.2, 1.2),
+        )
+        fsl = 10 ** rng.uniform(0.7, 2)
+        maps = {k: getattr(voxel, k) for k in ("t1", "t2", "t1rho", "delta_b0", "rel_b1")}
+        try:
+            mz = SpinLockPreparation(cluster="BSL", tsl=(0.01, 0.05), fsl=fsl)(**maps)
+        except InputError:
+            refused += 1
+            continue
+        right += 1
+        np.testing.assert_allclose(mz, [oracle.cluster_mz("BSL", voxel, t, fsl) for t in (0.01, 0.05)], atol=1e-10)
+    assert right > 60
+    assert refused > 10
+
+
+def test_mz_before_may_be_a_map():
+    prepare = T2Preparation(te=(0.02, 0.05), refocusing="MLEV4")
+    mz = prepare(t1=1.0, t2=0.05, mz0=torch.tensor([[0.2], [0.7]], dtype=torch.float64))
+    assert mz.shape == (2, 2, 1)
+    np.testing.assert_allclose(mz[:, 1, 0], prepare(t1=1.0, t2=0.05, mz0=0.7), atol=1e-14)
+    with pytest.raises(InputError, match="mz0: must be finite"):
+        prepare(t1=1.0, t2=0.05, mz0=math.nan)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +268,7 @@ def test_relaxation_faster_than_the_turn_is_an_error():
         (Inversion, {"ti": (-0.1,)}, "ti must not be negative"),
         (Inversion, {"ti": (0.1,), "pulse": "HS1"}, "duration is missing"),
         (Inversion, {"ti": (0.1,), "beta": 672.0}, "beta belongs to pulse HS1"),
+        (Inversion, {"ti": (0.1,), "steps": 200}, "steps belongs to pulse HS1"),
         (Inversion, {"ti": (0.1,), **HS1, "duration": 10.24}, "duration must be in seconds"),
         (InversionPulse, {**HS1, "mu": 0.0}, "mu must be above 0"),
         (Exchange, {"fraction": 0.7, "shift": 100.0, "rate": 1000.0}, "fraction must lie in"),

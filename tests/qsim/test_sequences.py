@@ -13,7 +13,7 @@ from qsim.kspace.order import Acquisition
 from qsim.signals.base import CoherentModel, SignalModel
 from qsim.signals.bloch import Spins
 from qsim.signals.preparations import Inversion, InversionPulse, SpinLockPreparation, T2Preparation
-from qsim.signals.readout import BalancedSSFP, Ideal, SpoiledGradientEcho, TurboSpinEcho
+from qsim.signals.readout import BalancedSSFP, SpoiledGradientEcho, TurboSpinEcho
 from qsim.signals.sequences import MOLLI, Bloch, LookLockerTrain
 
 TSL = (0.0, 0.01, 0.03, 0.05)
@@ -193,10 +193,19 @@ def test_look_locker_train_pulse_by_pulse(inversion):
     np.testing.assert_allclose(model(kappa), torch.stack([images[n] for n in numbers]), atol=1e-12)
 
 
-def test_look_locker_train_that_repeats():
-    """Played until it repeats: pulses for 150 tr, then half a second without."""
+@pytest.mark.parametrize("train", [None, 150])
+def test_look_locker_train_that_repeats(train):
+    """Played until it repeats: 150 pulses (by default those up to the last image), then half a second without."""
     tr, flip, recovery = 0.006, 10 * DEGREES, 0.5
-    model = LookLockerTrain(ti=(0.0, 0.3), flip_angle=flip, tr=tr, recovery=recovery, train=150 * tr, signed=True)
+    last = 50 if train else 149
+    model = LookLockerTrain(
+        ti=(0.0, last * tr),
+        flip_angle=flip,
+        tr=tr,
+        recovery=recovery,
+        train=None if train is None else train * tr,
+        signed=True,
+    )
     kappa = random_maps(model, 3)
     a, spin = spins_of(model, kappa)
     m = torch.ones_like(spin.t1)
@@ -256,6 +265,9 @@ def test_molli_pulse_by_pulse():
     np.testing.assert_allclose(model(kappa), torch.stack(images), atol=1e-12)
 
 
+SHORT = gradient_echo(lines=8)
+
+
 @pytest.mark.parametrize(
     ("kind", "fields", "message"),
     [
@@ -267,11 +279,12 @@ def test_molli_pulse_by_pulse():
         (LookLockerTrain, {"ti": (0.1,), "flip_angle": 0.1, "tr": 0.0}, "tr must be above 0"),
         (LookLockerTrain, {"ti": (1.1,), "flip_angle": 0.1, "tr": 0.1, "train": 1.0}, "train of 1 s ends before"),
         (LookLockerTrain, {"ti": (1.1,), "flip_angle": 0.1, "tr": 0.1, "recovery": -1.0}, "recovery must be at least"),
-        (MOLLI, {"ti_first": (0.2,), "rr": 1.0, "readout": Ideal()}, "ti_first must hold 2 times"),
-        (MOLLI, {"ti_first": (0.2, 0.3), "rr": 0.2, "readout": gradient_echo()}, "rr of 0.2 s is shorter"),
+        (MOLLI, {"ti_first": (0.2,), "rr": 1.0, "readout": SHORT}, "ti_first must hold 2 times"),
+        (MOLLI, {"ti_first": (0.2, 0.3), "rr": 0.3, "readout": gradient_echo()}, "rr of 0.3 s is shorter"),
         (MOLLI, {"ti_first": (0.1, 0.3), "rr": 1.0, "readout": gradient_echo()}, "ti_first of 0.1 s is too early"),
-        (MOLLI, {"ti_first": (0.2, 0.3), "pauses": (1, 2), "rr": 1.0, "readout": Ideal()}, "pauses must hold 1"),
-        (MOLLI, {"ti_first": (0.2, 1.9), "pauses": (0,), "rr": 1.0, "readout": Ideal()}, "pauses: an inversion"),
+        (MOLLI, {"ti_first": (0.2, 0.3), "pauses": (1, 2), "rr": 1.0, "readout": SHORT}, "pauses must hold 1"),
+        (MOLLI, {"ti_first": (0.2, 1.9), "pauses": (0,), "rr": 1.0, "readout": SHORT}, "pauses: an inversion"),
+        (MOLLI, {"ti_first": (0.2, 0.3), "rr": 0.0, "readout": SHORT}, "rr must be a heartbeat"),
     ],
 )
 def test_what_cannot_be_played_is_refused(kind, fields, message):

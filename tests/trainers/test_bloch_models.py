@@ -1,15 +1,18 @@
 """Bloch models through training and the noise study: every network and every study takes them."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from generators import GeneratorConfig, make_samples
 from qsim.errors import InputError
 from qsim.information import crb
 from qsim.kspace.noise import sigma_of
 from trainers.config import TrainConfig
+from trainers.data import Generated, simulate
 from trainers.evaluate import run_study
 from trainers.fit import fit
 from trainers.study_plan import StudyConfig, make_plan
@@ -116,3 +119,14 @@ def test_the_bound_of_a_bloch_model_is_that_of_its_derivatives():
     bound = crb(model, kappa, 0.01, known=("T1", "DELTA_B0", "REL_B1"))
     np.testing.assert_allclose(bound.sd[[0, 2]], expected, rtol=1e-6)
     assert float(bound.sd[1]) == 0
+
+
+@pytest.mark.parametrize("encoding", ["centre", "exact"])
+def test_maps_simulated_while_training_give_the_images_of_the_generator(encoding):
+    """A background of any maps must not blur into the tissue."""
+    noise = {"kind": "rician", "sigma": {"kind": "constant", "value": 1e-7}}
+    config = GeneratorConfig.model_validate(data(3, encoding, store="maps", noise=noise))
+    images = GeneratorConfig.model_validate(data(3, encoding, noise=noise))
+    batch = Generated(config).take([0, 1])
+    simulated = simulate(replace(batch, positions=torch.arange(2)), config, seed=1)
+    np.testing.assert_allclose(simulated.series, make_samples(images, [0, 1]).images, atol=2e-6)
