@@ -11,9 +11,9 @@ DC is line N // 2. Two ways: exactly, a few lines for each distinct echo, then o
 temporal subspace, S(e) = sum_r basis(e, r) c_r, where each coefficient map has one circulant blur.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import pi
 from typing import Literal
 
@@ -26,6 +26,8 @@ from qsim.values import value
 
 # numbers of a temporary: larger ones leave the cache
 _BLOCK = 262_144
+# columns of a panel come in multiples of 64 bytes of float32
+_ALIGNED = 16
 
 
 @value
@@ -120,42 +122,39 @@ class _Lines:
 
     Attributes:
         echoes: the echoes of the group.
-        real: cos and -sin rows of the transform, one above the other.
-        transform: the same rows, complex.
+        rows: cos and -sin rows of the transform, one above the other.
     """
 
     echoes: tuple[int, ...]
-    real: Float[Tensor, "e two_l y"]
-    transform: Complex[Tensor, "e l y"]
+    rows: Float[Tensor, "e two_l y"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Groups of lines, and where in their joined list each line of the uncentred spectrum is."""
+    """Groups of lines, and the inverse transform: from their joined real numbers to the rows of Re, then Im."""
 
     groups: tuple[_Lines, ...]
-    place: Int[Tensor, " rows"]
+    inverse: Float[Tensor, "two_y two_y"]
 
 
 @lru_cache(maxsize=32)
 def _plan(echoes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> _Plan:
     rows = len(echoes)
     line = np.arange(rows)
-    # uncentred: line k is frequency k - DC modulo the rows, which is where the inverse transform expects it
-    frequency = (line - rows // 2) % rows
     # phases as whole numbers modulo the rows: exact for any size
-    angle = 2 * pi * (np.outer(frequency, line) % rows) / rows
+    angle = 2 * pi * (np.outer(line - rows // 2, line) % rows) / rows
+    cos, sin = np.cos(angle), np.sin(angle)
     measured = {echo: np.flatnonzero(np.array(echoes) == echo) for echo in sorted(set(echoes))}
-    groups, joined = [], []
+    groups, inverse = [], []
     for length in sorted({len(lines) for lines in measured.values()}):
         group = tuple(echo for echo, lines in measured.items() if len(lines) == length)
         chosen = np.stack([measured[echo] for echo in group])
-        cos, sin = (torch.tensor(f(angle[chosen]), dtype=dtype, device=device) for f in (np.cos, np.sin))
-        groups.append(_Lines(group, torch.cat((cos, -sin), 1), torch.complex(cos, -sin)))
-        joined.append(frequency[chosen].reshape(-1))
-    place = np.empty(rows, np.int64)
-    place[np.concatenate(joined)] = line
-    return _Plan(tuple(groups), torch.tensor(place, device=device))
+        forward = torch.tensor(np.concatenate((cos[chosen], -sin[chosen]), 1), dtype=dtype, device=device)
+        groups.append(_Lines(group, forward))
+        for k in chosen:
+            # Re of a line, then Im: K exp(i angle) / N
+            inverse += [*np.concatenate((cos[k], sin[k]), 1), *np.concatenate((-sin[k], cos[k]), 1)]
+    return _Plan(tuple(groups), torch.tensor(np.stack(inverse, 1) / rows, dtype=dtype, device=device))
 
 
 def _listed(echo_of_line: Int[Tensor, " rows"]) -> tuple[int, ...]:
@@ -176,11 +175,8 @@ def encode_exact(
         echo_of_line: echo that measures each line of the centred spectrum.
     """
     plan = _plan(_listed(echo_of_line), _real_dtype(signal), signal.device)
-    pieces = []
-    for lines, part in _parts(plan, max(1, _BLOCK // signal[0].numel())):
-        chosen = _range_or_list(signal, lines.echoes[part])
-        pieces.append(_transformed(lines, part, chosen))
-    return _image(pieces, plan.place)
+    images = [_encoded(plan, partial(_range_or_list, one), one[0].numel()) for one in _images(signal)]
+    return _joined(images, signal.shape[1:], signal.is_complex())
 
 
 def encode_exact_affine(
@@ -197,18 +193,66 @@ def encode_exact_affine(
         echo_of_line: echo that measures each line of the centred spectrum.
     """
     plan = _plan(_listed(echo_of_line), _real_dtype(gain), gain.device)
-    pieces = []
-    for lines, part in _parts(plan, max(1, _BLOCK // mz.numel())):
-        echoes = lines.echoes[part]
-        scale, shift = (_range_or_list(x, echoes)[:, None] for x in (gain, offset))
-        pieces.append(_transformed(lines, part, torch.addcmul(shift, scale, mz)))
-    return _image(pieces, plan.place)
+
+    pairs = list(zip(_images(gain), _images(offset), strict=True))
+    images = []
+    for i, image in enumerate(_images(mz[None])):
+        scale, shift = pairs[i % len(pairs)]
+
+        def signal(echoes: tuple[int, ...], scale: Tensor = scale, shift: Tensor = shift, m: Tensor = image) -> Tensor:
+            return torch.addcmul(_range_or_list(shift, echoes), _range_or_list(scale, echoes), m[0])
+
+        images.append(_encoded(plan, signal, image.numel()))
+    return _joined(images, mz.shape, gain.is_complex() or mz.is_complex())
 
 
-def _parts(plan: _Plan, size: int) -> Iterator[tuple[_Lines, slice]]:
+# Products of matrices and transforms of numbers round by the shape and the place in memory of all that they are given,
+# so that a batch in one call would not have the bits that each image has alone: images go one by one, from panels of
+# one layout, and only as real numbers.
+
+
+def _images(maps: Inexact[Tensor, "c *lead y x"]) -> Sequence[Inexact[Tensor, "c y x"]]:
+    return (maps[:, None] if maps.ndim == 3 else maps.flatten(1, -3)).unbind(1)
+
+
+def _encoded(plan: _Plan, at: Callable[[tuple[int, ...]], Tensor], voxels: int) -> Float[Tensor, "two_y wide"]:
+    """One image, the rows of Re above those of Im, from its signal at some echoes, a few echoes at a time."""
+    pieces, size = [], max(1, _BLOCK // voxels)
     for lines in plan.groups:
         for low in range(0, len(lines.echoes), size):
-            yield lines, slice(low, low + size)
+            part = slice(low, low + size)
+            pieces.append(torch.bmm(lines.rows[part], _panel(at(lines.echoes[part]))).flatten(0, 1))
+    return plan.inverse @ torch.cat(pieces)
+
+
+def _panel(image: Inexact[Tensor, "c y x"]) -> Float[Tensor, "c y wide"]:
+    """Real columns, then imaginary ones, then zeros, so that each row starts at a multiple of 64 bytes."""
+    if image.is_complex():
+        image = torch.cat((image.real, image.imag), -1)
+    columns = image.shape[-1]
+    wide = -(-columns // _ALIGNED) * _ALIGNED
+    if wide == columns and image.is_contiguous() and not image.data_ptr() % 64:
+        return image
+    panel = image.new_zeros(*image.shape[:-1], wide)
+    panel[..., :columns] = image
+    return panel
+
+
+def _joined(
+    images: Sequence[Float[Tensor, "two_y wide"]], shape: torch.Size, is_complex: bool
+) -> Complex[Tensor, "*lead y x"]:
+    """The images in their shape; those of a complex signal have columns of Re, then of Im."""
+    *lead, _, columns = shape
+    real, imaginary = torch.stack(list(images)).chunk(2, 1)
+    if is_complex:
+        # of Re the transform is (real, imaginary), of Im it is (-imaginary, real)
+        second = slice(columns, 2 * columns)
+        image = torch.complex(
+            real[..., :columns] - imaginary[..., second], imaginary[..., :columns] + real[..., second]
+        )
+    else:
+        image = torch.complex(real[..., :columns], imaginary[..., :columns])
+    return image.unflatten(0, lead) if lead else image[0]
 
 
 def _range_or_list(signal: Tensor, echoes: tuple[int, ...]) -> Tensor:
@@ -219,27 +263,11 @@ def _range_or_list(signal: Tensor, echoes: tuple[int, ...]) -> Tensor:
     return signal.index_select(0, torch.tensor(echoes, device=signal.device))
 
 
-def _transformed(lines: _Lines, part: slice, signal: Tensor) -> Complex[Tensor, "*lead l x"]:
-    """The lines of a few echoes, joined along the line axis."""
-    lead = (1,) * (signal.ndim - 3)
-    if signal.is_complex():
-        rows = lines.transform[part]
-        piece = rows.reshape(len(rows), *lead, *rows.shape[1:]) @ signal
-    else:
-        rows = lines.real[part]
-        real, imaginary = (rows.reshape(len(rows), *lead, *rows.shape[1:]) @ signal).chunk(2, -2)
-        piece = torch.complex(real, imaginary)
-    return piece.movedim(0, -3).flatten(-3, -2)
-
-
-def _image(pieces: list[Tensor], place: Int[Tensor, " rows"]) -> Complex[Tensor, "*lead y x"]:
-    return torch.fft.ifft(torch.cat(pieces, -2).index_select(-2, place), dim=-2)
-
-
 # --- through a temporal subspace --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+# compared and hashed as the object that it is, for the cache of its operators
+@dataclass(frozen=True, eq=False)
 class Subspace:
     """A few temporal shapes that the signals of a train are made of: S(e) = sum_r basis(e, r) c_r.
 
@@ -270,13 +298,30 @@ class Subspace:
         return self.basis.shape[1]
 
     def coefficients(self, signal: Inexact[Tensor, "e *space"]) -> Inexact[Tensor, "r *space"]:
-        """c = basis^H S"""
-        basis = _like(self.basis, signal)
-        return (basis.mH @ signal.flatten(1)).unflatten(1, signal.shape[1:]) if signal.ndim > 1 else basis.mH @ signal
+        """c = basis^H S
+
+        Echo by echo: a product of matrices would give a voxel other bits beside other voxels; so would one of complex
+        numbers, hence
+
+            c = sum_e Re(basis) S - i sum_e Im(basis) S
+        """
+        values = torch.view_as_real(signal.resolve_conj()) if signal.is_complex() else signal
+        total = _weighted(self.basis.real, values)
+        if not self.basis.is_complex():
+            return torch.view_as_complex(total) if signal.is_complex() else total
+        crossed = _weighted(self.basis.imag, values)
+        if not signal.is_complex():
+            return torch.complex(total, -crossed)
+        return torch.complex(total[..., 0] + crossed[..., 1], total[..., 1] - crossed[..., 0])
 
     def signal(self, coefficients: Inexact[Tensor, "r *space"]) -> Inexact[Tensor, "e *space"]:
         """S = basis c"""
         return torch.tensordot(_like(self.basis, coefficients), coefficients, 1)
+
+    def left_out(self, signal: Inexact[Tensor, "e *space"]) -> Float[Tensor, "*space"]:
+        """Norm of what the subspace leaves out of each train, over that of the train; 0 where there is none [1]."""
+        rest, size = signal - self.signal(self.coefficients(signal)), signal.abs().square().sum(0)
+        return (rest.abs().square().sum(0) / torch.where(size > 0, size, 1.0)).sqrt()
 
     def encode(
         self, coefficients: Inexact[Tensor, "r *lead y x"], echo_of_line: Int[Tensor, " y"]
@@ -285,13 +330,9 @@ class Subspace:
 
         image = sum_r F^-1 diag(basis(echo(k), r)) F c_r
         """
-        weights = self._weights(coefficients, echo_of_line)
-        rank, *lead, y, x = coefficients.shape
-        if coefficients[0].numel() <= _BLOCK:
-            return _blurred(coefficients, weights)
-        # one image after the other: the spectra then stay in the cache
-        images = coefficients.reshape(rank, -1, y, x).unbind(1)
-        return torch.stack([_blurred(image, weights) for image in images]).reshape(*lead, y, x)
+        operator = _operator(self, _listed(echo_of_line), _real_dtype(coefficients), coefficients.device)
+        images = [operator @ _panel(image).flatten(0, 1) for image in _images(coefficients)]
+        return _joined(images, coefficients.shape[1:], coefficients.is_complex())
 
     def encode_affine(
         self,
@@ -309,19 +350,31 @@ class Subspace:
         """
         return torch.stack([self.encode(torch.addcmul(offset, gain, image), echo_of_line) for image in mz])
 
-    def _weights(self, like: Tensor, echo_of_line: Tensor) -> Inexact[Tensor, "r y ones"]:
-        """Of each frequency of the uncentred spectrum."""
-        dc = len(echo_of_line) // 2
-        rows = self.basis.index_select(0, echo_of_line.roll(-dc).to(self.basis.device))
-        return _like(rows.mT.contiguous(), like)[..., None]
+
+@lru_cache(maxsize=8)
+def _operator(
+    space: Subspace, echoes: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "two_y ry"]:
+    """From the rows of all coefficient maps to those of Re, then Im of the image.
+
+    The blur of a coefficient is circulant, of first column F^-1 basis(echo(k), r).
+    """
+    rows = len(echoes)
+    # of each frequency of the uncentred spectrum
+    weights = space.basis.cpu()[list(echoes)].roll(-(rows // 2), 0)
+    spread = torch.fft.ifft(weights.mT)
+    y = torch.arange(rows)
+    blur = spread[:, (y[:, None] - y) % rows].movedim(0, 1).flatten(1)
+    return torch.cat((blur.real, blur.imag)).to(device=device, dtype=dtype)
 
 
-def _blurred(coefficients: Tensor, weights: Tensor) -> Complex[Tensor, "*lead y x"]:
-    lead = (1,) * (coefficients.ndim - 3)
-    spectrum = torch.zeros((), dtype=coefficients.dtype, device=coefficients.device)
-    for image, weight in zip(coefficients, weights, strict=True):
-        spectrum = spectrum + torch.fft.fft(image, dim=-2) * weight.reshape(*lead, -1, 1)
-    return torch.fft.ifft(spectrum, dim=-2)
+def _weighted(weights: Float[Tensor, "e r"], values: Float[Tensor, "e *space"]) -> Float[Tensor, "r *space"]:
+    """sum_e weights(e, r) values(e)"""
+    weights = weights.to(values).reshape(*weights.shape, *(1,) * (values.ndim - 1))
+    total = values.new_zeros(weights.shape[1], *values.shape[1:])
+    for weight, value_ in zip(weights, values, strict=True):
+        total.addcmul_(weight, value_)
+    return total
 
 
 def _like(basis: Tensor, signal: Tensor) -> Tensor:

@@ -36,6 +36,8 @@ _ENSEMBLE_T2 = (0.02, 2.0)
 _ENSEMBLE_B1 = (0.7, 1.3)
 # a subspace that leaves out more of its ensemble is no model of the readout [1]
 _LARGEST_LOSS = 0.05
+# a train outside the ranges of T1, T2 and rel_b1 may lose this, or so many times what the ensemble loses [1]
+_LOSS_OUTSIDE, _TIMES_LOSS = 1e-3, 10.0
 
 
 @value
@@ -167,6 +169,8 @@ def _table(readout: Readout, maps: Tensor) -> Tensor:
 def _compressed(readout: Readout, spin: Spins) -> tuple[Inexact[Tensor, "c *space"], Inexact[Tensor, "c *space"]]:
     """Gain and offset of the components, computed in blocks of voxels."""
     shape = spin.t1.shape
+    if readout.acquisition.encoding == "subspace":
+        _check_held(readout, spin)
     if spin.t1.device.type != "cpu":
         return _kept(readout, readout.train(spin))
     blocks = [_kept(readout, train) for train in _trains(readout, spin)]
@@ -207,11 +211,13 @@ def subspace(readout: Readout) -> Subspace:
 
     Raises: InputError if the rank leaves out more than 5 % of the trains; `Subspace.loss` is what it does leave out.
     """
-    t1 = _geometric(*_ENSEMBLE_T1)
-    t2 = _geometric(*_ENSEMBLE_T2)
-    b1 = torch.linspace(*_ENSEMBLE_B1, 9, dtype=torch.float64)
-    band = 0.25 / readout.tr if isinstance(readout, BalancedSSFP) else 0.0
-    b0 = torch.linspace(-band, band, 7, dtype=torch.float64) if band else torch.zeros(1, dtype=torch.float64)
+    band = _band(readout)
+    # n echoes TR apart turn by n / 2 cycles from one edge of the band to the other: two points a cycle, or half a cycle
+    # between two points would be left out unseen; tissue changes a balanced train less
+    n, n_b0 = (5, readout.n_echoes + 1) if band else (9, 1)
+    t1, t2 = (_geometric(*ends, n) for ends in (_ENSEMBLE_T1, _ENSEMBLE_T2))
+    b1 = torch.linspace(*_ENSEMBLE_B1, n, dtype=torch.float64)
+    b0 = torch.linspace(-(band or 0.0), band or 0.0, n_b0, dtype=torch.float64)
     grid = [x.reshape(-1) for x in torch.meshgrid(t1, t2, b1, b0, indexing="ij")]
     ensemble = spins(t1=grid[0], t2=torch.minimum(grid[1], grid[0]), rel_b1=grid[2], delta_b0=grid[3])
     train = readout.train(ensemble)
@@ -224,5 +230,53 @@ def subspace(readout: Readout) -> Subspace:
     return space
 
 
-def _geometric(low: float, high: float) -> Tensor:
-    return torch.logspace(log10(low), log10(high), 9, dtype=torch.float64)
+def _band(readout: Readout) -> float | None:
+    """Largest off-resonance that a subspace is made for [Hz]; None: the echoes do not depend on it."""
+    return 0.25 / readout.tr if isinstance(readout, BalancedSSFP) else None
+
+
+@torch.no_grad()
+def _check_held(readout: Readout, spin: Spins) -> None:
+    """Refuse voxels whose trains the temporal subspace does not hold.
+
+    Raises: InputError if off-resonance lies beyond the ensemble of a balanced train, or T1, T2 or rel_b1 lie outside
+        theirs and the subspace leaves out of such a train more than ten times what it leaves out of the ensemble
+        (at least 0.1 %, at most 5 %).
+    """
+    band, space = _band(readout), subspace(readout)
+    # in the precision of the maps
+    if band is not None and bool((spin.delta_b0.abs() > spin.delta_b0.new_tensor(band)).any()):
+        raise InputError(
+            f"delta_b0: {float(spin.delta_b0.abs().max()):g} Hz is beyond the {band:g} Hz, 1 / (4 tr), that a temporal "
+            "subspace of a balanced train is made for; use encoding: exact"
+        )
+    ranges = {"t1": (spin.t1, _ENSEMBLE_T1), "t2": (spin.t2, _ENSEMBLE_T2), "rel_b1": (spin.rel_b1, _ENSEMBLE_B1)}
+    if not spin.t1.numel() or all(
+        low <= float(least) and float(most) <= high
+        for (least, most), (low, high) in ((values.aminmax(), ends) for values, ends in ranges.values())
+    ):
+        return
+    outside = torch.zeros_like(spin.t1, dtype=torch.bool)
+    for values, (low, high) in ranges.values():
+        outside |= (values < low) | (values > high)
+    limit = min(max(_LOSS_OUTSIDE, _TIMES_LOSS * space.loss), _LARGEST_LOSS)
+    chosen = outside.reshape(-1).nonzero()[:, 0]
+    for part in _slices(len(chosen), max(1, _BLOCK // readout.n_echoes)):
+        voxels = spin.map(lambda x, part=part: x.reshape(-1).index_select(0, chosen[part]))
+        train = readout.train(voxels)
+        lost = torch.maximum(space.left_out(train.gain), space.left_out(train.gain + train.offset))
+        worst = int(lost.argmax())
+        if float(lost[worst]) <= limit:
+            continue
+        here = {name: (float(getattr(voxels, name)[worst]), *ends) for name, (_, ends) in ranges.items()}
+        # of several, the one that is outside by the largest factor
+        name = max(here, key=lambda name: max(here[name][1] / (here[name][0] + 1e-9), here[name][0] / here[name][2]))
+        given, low, high = here[name]
+        raise InputError(
+            f"{name}: {given:g} is outside the {low:g} to {high:g} that a temporal subspace is made for, whose rank "
+            f"{space.rank} leaves out {100 * float(lost[worst]):.2g} % of the train there; use encoding: exact"
+        )
+
+
+def _geometric(low: float, high: float, n: int) -> Tensor:
+    return torch.logspace(log10(low), log10(high), n, dtype=torch.float64)

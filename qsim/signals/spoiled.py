@@ -10,7 +10,7 @@ from qsim.kspace.order import Acquisition, echo_of_centre
 from qsim.signals.epg import ScaledFlip
 from qsim.signals.slice_profile import SampledProfile, ShapedProfile
 from qsim.signals.spins import Spins
-from qsim.signals.train import Flips, Train, check_flip, check_interval, powers, slice_train
+from qsim.signals.train import Flips, Train, check_flip, check_interval, power, powers, slice_train
 from qsim.values import value
 
 
@@ -41,8 +41,9 @@ def spoiled_train(
     # 1 - q and 1 - cos(a) without the difference of two numbers near 1
     turned = torch.where(cosine > 0, sine**2 / (1 + cosine.clamp(min=0)), 1 - cosine)
     rest = lost / (lost + e1 * turned)
-    gain = powers(q, n_echoes, sine * q**dummies)
-    left = q ** (dummies + n_echoes)
+    before = power(q, dummies)
+    gain = powers(q, n_echoes, sine * before)
+    left = before * power(q, n_echoes)
     # sin(a) M0* (1 - q^n)
     offset = torch.addcmul(sine * rest, rest, gain, value=-1)
     return Train(gain, offset, left, rest * (1 - left))

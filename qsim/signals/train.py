@@ -99,7 +99,8 @@ def slice_train(positions: Iterable[Flips], positions_in_slice: float, at: Calla
     """The train of a slice from the pulses at positions through it.
 
     Signals add up; their unit is that of a perfect slab of the nominal thickness. Mz is averaged with the weight that
-    each position has in the signal, which is how the next train sees it.
+    each position has in the signal, which is how the next train sees it; where no position has any (rel_b1 = 0), with
+    equal weights.
 
     Args:
         positions: the pulses at each of equally spaced positions.
@@ -108,17 +109,45 @@ def slice_train(positions: Iterable[Flips], positions_in_slice: float, at: Calla
     Assumes: Mz before the train is the same through the slice (exact after full recovery; else a mean of the slice).
     """
     total: tuple[Tensor, ...] | None = None
+    n = 0
     # the two sides of a symmetric slice are the same
     for flips, count in Counter(positions).items():
         train = at(flips)
-        weight = train.gain.abs().sum(0)
-        one = (train.gain, train.offset, weight, weight * train.mz_gain, weight * train.mz_offset)
+        weight, mz = _added(train.gain.abs()), (train.mz_gain, train.mz_offset)
+        one = (train.gain, train.offset, weight, *(weight * x for x in mz), *mz)
         parts = tuple(count * part for part in one)
         total = parts if total is None else tuple(x + y for x, y in zip(total, parts, strict=True))
+        n += count
     if total is None:
         raise InputError("slice_profile: has no position; give at least one")
-    gain, offset, weight, mz_gain, mz_offset = total
-    return Train(gain / positions_in_slice, offset / positions_in_slice, mz_gain / weight, mz_offset / weight)
+    gain, offset, weight, mz_gain, mz_offset, plain_gain, plain_offset = total
+    seen = weight > 0
+    # a divisor of 1 keeps the derivatives of what is not taken finite
+    divisor = torch.where(seen, weight, 1.0)
+    return Train(
+        gain / positions_in_slice,
+        offset / positions_in_slice,
+        torch.where(seen, mz_gain / divisor, plain_gain / n),
+        torch.where(seen, mz_offset / divisor, plain_offset / n),
+    )
+
+
+def _added(maps: Float[Tensor, "e *space"]) -> Float[Tensor, "*space"]:
+    """Their sum, one after the other: `torch.sum` adds in an order that depends on where a voxel lies."""
+    total = maps[0].clone()
+    for one in maps[1:]:
+        total += one
+    return total
+
+
+def power(x: Float[Tensor, "*space"], n: int) -> Float[Tensor, "*space"]:
+    """x^n by squaring, n >= 0: `torch.pow` rounds by where a voxel lies in memory."""
+    result = torch.ones_like(x)
+    while n:
+        if n % 2:
+            result = result * x
+        x, n = x * x, n // 2
+    return result
 
 
 def powers(
