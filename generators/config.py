@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from generators.fitting import check_fields, check_tissues, completed
+from generators.fitting import check_fields, check_model, check_places, check_tissues, completed
 from phantoms import PHANTOMS
 from phantoms.base import PhantomSpec, Split
 from phantoms.fields import FIELDS
@@ -114,6 +114,9 @@ class GeneratorConfig(RootConfig):
         unknown = [name for name in self.targets if name not in rows]
         if unknown:
             raise ValueError(f"targets: {', '.join(unknown)} is no row of the model, which has {', '.join(rows)}")
+        twice = sorted({name for name in self.targets if self.targets.count(name) > 1})
+        if twice:
+            raise ValueError(f"targets: {', '.join(twice)} given twice; name each row once")
         signed = bool(getattr(self.model, "signed", False))
         if noise.signed and not signed and hasattr(self.model, "signed"):
             raise ValueError("noise: kind signed needs a signed model; set model.signed: true")
@@ -127,6 +130,8 @@ class GeneratorConfig(RootConfig):
         table = self.tissue_source.table()
         check_tissues(rows, self.field_list, table)
         check_fields(rows, self.field_list, table)
+        check_places(self.field_list, self.phantom_spec, self.patch, self.slice_axis)
+        check_model(model, self.field_list, table)
         return self
 
     # the unions above are built at run time; these give them their types

@@ -2,13 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import ceil, pi
 
-from phantoms.fields import WITHOUT_FIELDS, Field, Ranges
+from phantoms import MNI, BrainWeb, Geometry
+from phantoms.base import PhantomSpec
+from phantoms.fields import WITHOUT_FIELDS, Field, Ranges, ShimBox
 from qsim.distributions import AnyDistribution, Constant
-from qsim.parameters import PARAMETERS
-from qsim.reach import Range, tissue_range, union, unphysical_t2
-from qsim.tissues import Tissue, TissueTable
+from qsim.errors import InputError
+from qsim.parameters import PARAMETERS, REL_B1
+from qsim.reach import tissue_range, union, unphysical_t2
+from qsim.signals import LookLockerTrain, MultiEchoSpinEcho, ShapedProfile
+from qsim.signals.base import SignalModel
+from qsim.signals.readout import subspace
+from qsim.signals.train import Readout
+from qsim.tissues import LARGEST_B0, Tissue, TissueTable
 
+# a transmit field beyond this is no relative one
+_LARGEST_B1 = 1e5
 # what stands in a row until a field replaces it
 _PERFECT_INVERSION = 2.0
 
@@ -112,10 +122,85 @@ def check_fields(rows: Sequence[str], fields: Sequence[Field], table: TissueTabl
             raise ValueError(
                 f"fields[{i}].tissues: the tissue table has no {', '.join(unknown)}; it has {', '.join(table.names)}"
             )
-    if fields:
-        whole = completed(table, rows, fields)
-        complete = [t for t in whole.tissues if not missing_rows(whole, t, needed_rows(rows, fields))]
-        field_ranges(rows, fields, whole, complete)
+
+
+def check_places(fields: Sequence[Field], phantom: PhantomSpec, patch: Sequence[int], slice_axis: int) -> None:
+    """Refuse a shim box along an axis that the patch does not have, where the phantom is one of this package.
+
+    Raises: ValueError naming the number of the field in the list.
+    """
+    volume = len(phantom.size) if isinstance(phantom, Geometry) else 3 if isinstance(phantom, MNI | BrainWeb) else None
+    if volume is None:
+        return
+    flat = slice_axis if len(patch) < volume else None
+    inside = [axis for axis in range(volume) if axis != flat]
+    for i, field in enumerate(fields):
+        if isinstance(field, ShimBox) and field.axis is not None and field.axis not in inside:
+            raise ValueError(
+                f"fields[{i}].axis must lie in the patch (axis {', '.join(map(str, inside))} of the volume), "
+                f"got {field.axis}"
+            )
+
+
+def check_model(model: SignalModel, fields: Sequence[Field], table: TissueTable) -> None:
+    """Refuse a model that cannot give a signal, or has no meaning, at the tissues and fields that it will meet.
+
+    Raises: ValueError naming the field of the model.
+    """
+    rows = [parameter.name for parameter in model.parameters]
+    ranges = ranges_after(rows, fields, table)
+    _check_profile(model, ranges)
+    readout = getattr(model, "readout", None)
+    if isinstance(readout, Readout) and readout.acquisition.encoding == "subspace":
+        try:
+            subspace(readout)
+        except InputError as error:
+            raise ValueError(f"model.readout.{error}") from None
+    if isinstance(model, MultiEchoSpinEcho):
+        _check_assumed_t1(model, complete_tissues(rows, fields, completed(table, rows, fields)), table)
+    if isinstance(model, LookLockerTrain):
+        highest = ranges["REL_B1"][1]
+        # at 90 degrees nothing is left for the next pulse, and beyond the closed form has no rate
+        if not model.flip_angle * highest < pi / 2:
+            raise ValueError(
+                f"model.flip_angle: {model.flip_angle:g} rad is more than pi / 2 where REL_B1 is {highest:.3g}, which "
+                "the tissues and fields can reach; lower it, or narrow REL_B1"
+            )
+
+
+def _check_profile(model: SignalModel, ranges: Ranges) -> None:
+    for holder, path in ((model, "model"), (getattr(model, "readout", None), "model.readout")):
+        if isinstance(getattr(holder, "slice_profile", None), ShapedProfile) and ranges["REL_B1"][1] > REL_B1.upper:
+            raise ValueError(
+                f"{path}.slice_profile: a shaped one takes REL_B1 up to {REL_B1.upper:g}, and the tissues and fields "
+                f"can reach {ranges['REL_B1'][1]:.3g}; lower the mean or sd of the field, or use kind: sampled"
+            )
+
+
+def _check_assumed_t1(model: MultiEchoSpinEcho, tissues: Sequence[Tissue], table: TissueTable) -> None:
+    """Refuse one T1 for all tissues below half the T2 of any."""
+    longest, name = max((tissue_range(table, tissue, "T2")[1], tissue.name) for tissue in tissues)
+    if longest > 2 * model.t1:
+        raise ValueError(
+            f"model.t1: {model.t1:g} s is less than half the T2 that {name} can reach, {longest:.3g} s (quantile of "
+            "one in a million, variation within the tissue included), and no tissue has T2 above 2 T1; "
+            f"give at least {ceil(50 * longest) / 100:g}"
+        )
+
+
+def complete_tissues(rows: Sequence[str], fields: Sequence[Field], table: TissueTable) -> list[Tissue]:
+    """Tissues of a completed table that have every row that is needed: those that a phantom may hold."""
+    needed = needed_rows(rows, fields)
+    return [tissue for tissue in table.tissues if not missing_rows(table, tissue, needed)]
+
+
+def ranges_after(rows: Sequence[str], fields: Sequence[Field], table: TissueTable) -> Ranges:
+    """Where the rows lie after all fields, save one voxel in a million, in whatever tissues the phantom may hold.
+
+    Raises: ValueError naming the number of the field whose rows cannot be.
+    """
+    whole = completed(table, rows, fields)
+    return _ranges(rows, fields, whole, complete_tissues(rows, fields, whole))[-1]
 
 
 def field_ranges(
@@ -130,13 +215,47 @@ def field_ranges(
         tissues: of it, those that count.
     Raises: ValueError naming the number of the field whose rows cannot be.
     """
+    return _ranges(rows, fields, table, tissues)[:-1]
+
+
+def _ranges(
+    rows: Sequence[str], fields: Sequence[Field], table: TissueTable, tissues: Sequence[Tissue]
+) -> tuple[Ranges, ...]:
+    """Where the rows lie before the first field and after each."""
     names = (*rows, *hidden_rows(rows, fields))
-    ranges: dict[str, Range] = {row: union([tissue_range(table, tissue, row) for tissue in tissues]) for row in names}
-    before = []
+    ranges: Ranges = {row: union([tissue_range(table, tissue, row) for tissue in tissues]) for row in names}
+    found = [ranges]
     for i, field in enumerate(fields):
-        before.append(ranges)
         try:
             ranges = field.ranges(ranges)
+            _check_ranges(field, ranges)
         except ValueError as error:
-            raise ValueError(f"fields[{i}]: {error}") from None
-    return tuple(before)
+            raise ValueError(of_field(i, field, str(error))) from None
+        found.append(ranges)
+    return tuple(found)
+
+
+def _check_ranges(field: Field, ranges: Ranges) -> None:
+    """Refuse what no magnet and no transmit coil makes."""
+    if "DELTA_B0" in field.changes:
+        low, high = ranges["DELTA_B0"]
+        # a comparison that NaN fails
+        if not max(-low, high) <= LARGEST_B0:
+            raise ValueError(
+                f"{field.kind}: DELTA_B0 reaches {low:.3g} to {high:.3g} Hz, and no magnet is off by more than "
+                f"{LARGEST_B0:.0f} Hz; lower what the field adds, or truncate its distribution"
+            )
+    if "REL_B1" in field.changes:
+        low, high = ranges["REL_B1"]
+        if not 0 < low <= high <= _LARGEST_B1:
+            raise ValueError(
+                f"{field.kind}: REL_B1 reaches {low:.3g} to {high:.3g} and must stay above 0 and below "
+                f"{_LARGEST_B1:g}; it is relative to the nominal field: 1, not 100 %"
+            )
+
+
+def of_field(number: int, field: Field, complaint: str) -> str:
+    """A complaint of a field, with its place in the config: `fields[0].axis must ...` or `fields[0]: ...`."""
+    first = complaint.split(maxsplit=1)[0].rstrip(":")
+    joint = "." if first.isidentifier() and hasattr(field, first) else ": "
+    return f"fields[{number}]{joint}{complaint}"

@@ -1,7 +1,7 @@
 """Reading a config file, and saying what is wrong with it in one line per mistake."""
 
 import difflib
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +42,9 @@ _PLAIN_UNIONS = {
     for key, members in _TRIED
     for cls in members
 }
+_DISTRIBUTION_NAMES = tuple(_default(cls, "kind") for cls in DISTRIBUTIONS)
+# unions that pydantic tells apart by their kind, by the key that holds one
+_REGISTRIES = {"phantom": PHANTOMS, "tissues": TISSUE_TABLES, "model": MODELS, "noise": NOISES, "fields": FIELDS}
 
 
 def read_config(path: Path, kind: type[Config]) -> Config:
@@ -107,11 +110,30 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def describe(error: ValidationError, mapping: Mapping[str, Any], root: type[BaseModel]) -> list[str]:
     """One line per mistake: the path of the field as the user wrote it, what came, what was wanted."""
     lines: dict[str, None] = {}
-    for mistake in error.errors(include_url=False):
+    mistakes = error.errors(include_url=False)
+    for mistake in mistakes:
         here, path = _locate(mistake["loc"], mapping, mistake["type"])
         if path is not None:
             lines[_sentence(path, here, mistake, root)] = None
-    return list(lines)
+    return [*lines, *_not_offered(mistakes, mapping)]
+
+
+def _not_offered(mistakes: Sequence[ErrorDetails], mapping: Mapping[str, Any]) -> list[str]:
+    """One line for each union none of whose members has the user's `kind`: they all complain of it."""
+    offered: dict[tuple[int | str, ...], dict[str, Any]] = {}
+    for mistake in mistakes:
+        *above, member, key = mistake["loc"] if len(mistake["loc"]) > 1 else ("", "")
+        if mistake["type"] == "literal_error" and member in _PLAIN_UNIONS and key == _PLAIN_UNIONS[str(member)][0]:
+            offered.setdefault(tuple(above), {})[str(member)] = mistake["input"]
+    lines = []
+    for union, members in offered.items():
+        first = next(iter(members))
+        tried = {mistake["loc"][len(union)] for mistake in mistakes if mistake["loc"][: len(union)] == union}
+        if tried <= set(members):
+            _, path = _locate((*union, _PLAIN_UNIONS[first][0]), mapping, "literal_error")
+            names = ", ".join(repr(_PLAIN_UNIONS[member][1]) for member in members)
+            lines.append(f"{path}: got {members[first]!r}, wanted one of {names}")
+    return lines
 
 
 def _locate(loc: tuple[int | str, ...], mapping: Mapping[str, Any], kind: str) -> tuple[Any, str | None]:
@@ -133,10 +155,9 @@ def _locate(loc: tuple[int | str, ...], mapping: Mapping[str, Any], kind: str) -
             path += f".{step}"
             above = here
         elif step in _PLAIN_UNIONS and isinstance(here, dict):
-            key, name, names = _PLAIN_UNIONS[str(step)]
+            key, name, _ = _PLAIN_UNIONS[str(step)]
             chosen = here.get(key)
-            unknown = chosen not in names
-            if (unknown and kind != "literal_error") or (not unknown and chosen != name):
+            if chosen != name:
                 return above, None
     return above, path.lstrip(".")
 
@@ -151,13 +172,9 @@ def _sentence(path: str, here: Any, mistake: ErrorDetails, root: type[BaseModel]
         return f"{path}.kind: got {ctx['tag']!r}, wanted one of {ctx['expected_tags']}"
     if kind == "union_tag_not_found":
         return f"{path}.kind: missing"
-    key = path.rsplit(".", 1)[-1]
-    member = next((_PLAIN_UNIONS[str(step)] for step in reversed(mistake["loc"]) if step in _PLAIN_UNIONS), None)
-    if kind == "literal_error" and member is not None and key == member[0] and given not in member[2]:
-        # every member of the union complains; one line is enough
-        return f"{path}: got {given!r}, wanted one of {', '.join(map(repr, member[2]))}"
-    if kind == "dataclass_type":
-        return f"{path}: got {_short(given)}, wanted a mapping with a kind, such as {{kind: constant, value: 0.1}}"
+    if kind in ("dataclass_type", "model_attributes_type"):
+        member = _PLAIN_UNIONS.get(str(mistake["loc"][-1]))
+        return f"{path}: got {_short(given)}, wanted {_wanted(path, member)}"
     if kind in ("value_error", "assertion_error"):
         text = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
         name = path.rsplit(".", 1)[-1]
@@ -168,6 +185,22 @@ def _sentence(path: str, here: Any, mistake: ErrorDetails, root: type[BaseModel]
     if kind == "too_long" and path == "artefacts":
         return f"{path}: none are available in this version; leave the key out"
     return f"{path}: {message[0].lower()}{message[1:]}, got {_short(given)}"
+
+
+def _wanted(path: str, member: tuple[str, str, tuple[str, ...]] | None) -> str:
+    """What stands where something that is no mapping was given; of a union, all that it can be."""
+    registry = _REGISTRIES.get(path.rsplit(".", 1)[-1].partition("[")[0])
+    if registry is not None:
+        return f"a mapping with a kind: {_either([_default(cls, 'kind') for cls in registry])}"
+    if member is None:
+        return "a mapping of keys and values"
+    if member[2] == _DISTRIBUTION_NAMES:
+        return "a mapping with a kind, such as {kind: constant, value: 0.1}"
+    return f"a mapping with a {member[0]}: {_either(member[2])}"
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def _short(given: Any) -> str:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from generators.config import GeneratorConfig
-from generators.fitting import field_ranges, hidden_rows, missing_rows, needed_rows, replaced_rows
+from generators.fitting import field_ranges, hidden_rows, missing_rows, needed_rows, of_field, replaced_rows
 from phantoms.base import Crop, Phantom, VolumePhantom
 from phantoms.fields import Field, Place, Ranges, Rows
 from phantoms.maps import Mixture
@@ -149,7 +149,10 @@ def through_fields(
     kappa: Float[Tensor, "r b *space"],
     minor_kappa: Float[Tensor, "r p"],
 ) -> tuple[Float[Tensor, "q b *space"], Float[Tensor, "q p"]]:
-    """Let each field change its rows, in place; then the hidden rows have served and are left out."""
+    """Let each field change its rows, in place; then the hidden rows have served and are left out.
+
+    Raises: InputError naming the number of the field that the phantom cannot carry.
+    """
     if world.fields:
         rows = Rows(
             maps=dict(zip(world.all_rows, kappa, strict=True)),
@@ -159,7 +162,10 @@ def through_fields(
         )
         places = [_place(world, crop, tuple(kappa.shape[2:])) for crop in crops]
         for i, (field, ranges) in enumerate(zip(world.fields, world.ranges, strict=True)):
-            field.apply(rows, places, [_field_rng(stream, i) for stream in streams], ranges)
+            try:
+                field.apply(rows, places, [_field_rng(stream, i) for stream in streams], ranges)
+            except InputError as error:
+                raise InputError(of_field(i, field, str(error))) from None
     return kappa[: len(world.rows)], minor_kappa[: len(world.rows)]
 
 

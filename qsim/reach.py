@@ -16,7 +16,9 @@ TAIL_NORMAL = 4.7534
 
 def reach(distribution: Distribution) -> Range:
     """Interval from the 1e-6 quantile of a distribution to its 1 - 1e-6 quantile."""
-    low, high = distribution.ppf(np.array([TAIL, 1 - TAIL]))
+    # a quantile beyond all numbers is infinite, which those who ask refuse
+    with np.errstate(over="ignore"):
+        low, high = distribution.ppf(np.array([TAIL, 1 - TAIL]))
     return float(low), float(high)
 
 

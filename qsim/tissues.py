@@ -5,10 +5,43 @@ from dataclasses import field
 from math import isfinite
 from typing import Literal, Protocol, runtime_checkable
 
+import numpy as np
+
 from qsim.distributions import AnyDistribution, Constant, HalfNormal, Normal, Truncated, require_positive
 from qsim.joint import Correlation, correlation_matrix
 from qsim.parameters import PARAMETERS, RELAXATION_TIMES
 from qsim.values import value
+
+# offsets and relaxation times beyond which the unit is not the one that is wanted
+LARGEST_B0 = 1e5
+_LONGEST = 20.0
+
+
+def _check_values(values: Mapping[str, AnyDistribution], holder: str, whose: str = "") -> None:
+    """Refuse unknown rows, and distributions that reach what no tissue or magnet has.
+
+    Raises: ValueError.
+    """
+    for name, distribution in values.items():
+        if name not in PARAMETERS:
+            raise ValueError(f"{holder}.{name}: no such parameter; known are {', '.join(PARAMETERS)}")
+        field = f"{holder}.{name}{whose}"
+        if name in RELAXATION_TIMES or name in ("A", "REL_B1"):
+            require_positive(distribution, field)
+        if name in RELAXATION_TIMES and distribution.support[0] > _LONGEST:
+            raise ValueError(
+                f"{field} is in seconds, got at least {distribution.support[0]:g}; "
+                "divide by 1000 if these are milliseconds"
+            )
+        if name == "DELTA_B0":
+            # a quantile beyond all numbers is infinite
+            with np.errstate(over="ignore"):
+                low, high = (float(end) for end in distribution.ppf(np.array([1e-6, 1 - 1e-6])))
+            if not max(-low, high) <= LARGEST_B0:
+                raise ValueError(
+                    f"{field} is in hertz, got {low:.3g} to {high:.3g}; no magnet is off by more than "
+                    f"{LARGEST_B0:.0f} Hz: truncate it, or give it in hertz"
+                )
 
 
 @value
@@ -28,16 +61,7 @@ class Tissue:
     correlations: tuple[Correlation, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, distribution in self.values.items():
-            if name not in PARAMETERS:
-                raise ValueError(f"values.{name}: no such parameter; known are {', '.join(PARAMETERS)}")
-            if name in RELAXATION_TIMES or name == "A":
-                require_positive(distribution, f"values.{name} of {self.name}")
-            if name in RELAXATION_TIMES and distribution.support[0] > 20:
-                raise ValueError(
-                    f"values.{name} of {self.name} is in seconds, got at least {distribution.support[0]:g}; "
-                    "divide by 1000 if these are milliseconds"
-                )
+        _check_values(self.values, "values", f" of {self.name}")
         for correlation in self.correlations:
             for name in correlation.rows:
                 if name not in self.values:
@@ -99,6 +123,7 @@ class TissueTable:
             raise ValueError(f"tissues: a name occurs twice in {', '.join(names)}")
         if "DELTA_B0" in self.within:
             raise ValueError("within: DELTA_B0 does not vary from voxel to voxel at random; use a field, kind: b0")
+        _check_values(self.per_sample, "per_sample")
         for tissue in self.tissues:
             shared = [row for c in tissue.correlations for row in c.rows if row in self.per_sample]
             if shared:
@@ -211,6 +236,10 @@ class CustomTable:
     per_sample: Mapping[str, AnyDistribution] = field(default_factory=dict)
     field_strength: float
     truncation: str = "none"
+
+    def __post_init__(self) -> None:
+        # so that what is wrong is said where the table stands in the config
+        self.table()
 
     def table(self) -> TissueTable:
         return TissueTable(

@@ -112,7 +112,10 @@ class Field(Protocol):
         ...
 
     def ranges(self, ranges: Ranges) -> dict[str, Range]:
-        """Where the rows lie after it, save one voxel in a million, if before it they lie in `ranges`."""
+        """Where the rows lie after it, save one voxel in a million, if before it they lie in `ranges`.
+
+        Raises: ValueError if it cannot act there; it starts with the attribute, or with the row.
+        """
         ...
 
     def drawn(self, rng: np.random.Generator) -> Mapping[str, float]:
@@ -127,7 +130,7 @@ class Field(Protocol):
             places: where each sample lies.
             rngs: each sample's own generator of this field.
             ranges: where the rows lie, as `ranges` is given.
-        Raises: InputError if the phantom cannot carry the field.
+        Raises: InputError if the phantom cannot carry the field; it starts with the attribute, or with the kind.
         """
         ...
 

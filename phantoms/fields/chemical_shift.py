@@ -72,8 +72,7 @@ class ChemicalShift:
         del places, rngs, ranges
         if not set(self.tissues) & set(rows.tissues):
             raise InputError(
-                f"fields: chemical_shift.tissues: the phantom holds no {' or '.join(self.tissues)}; "
-                f"it has {', '.join(rows.tissues)}"
+                f"tissues: the phantom holds no {' or '.join(self.tissues)}; it has {', '.join(rows.tissues)}"
             )
         majority, minor = rows.is_tissue(self.tissues)
         rows.maps["DELTA_B0"].add_(majority, alpha=self.shift)

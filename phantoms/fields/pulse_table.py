@@ -193,9 +193,7 @@ def pulse_table(pulse: ShapedPulse, box: Box) -> PulseTable:
     """
     for name, (low, high) in zip(("R1", "R2", "REL_B1", "DELTA_B0"), box.sides, strict=True):
         if not (isfinite(low) and isfinite(high) and low <= high):
-            raise InputError(
-                f"fields: pulse_inversion cannot span {name} from {low:g} to {high:g}; truncate its distribution"
-            )
+            raise InputError(f"pulse_inversion cannot span {name} from {low:g} to {high:g}; truncate its distribution")
     # steps in which the pulse turns the magnetisation by a fraction of a cycle
     peak = max(max(abs(a) for a in pulse.amplitude), 1e-9)
     for refinement in range(_REFINEMENTS):
@@ -204,7 +202,7 @@ def pulse_table(pulse: ShapedPulse, box: Box) -> PulseTable:
         if table.error <= _TOLERANCE:
             return table
     raise InputError(
-        f"fields: pulse_inversion: the pulse could be tabulated to {table.error:.1g} only; "
+        f"pulse_inversion: the pulse could be tabulated to {table.error:.1g} only; "
         "narrow the ranges of T2, B0 and B1, or use another pulse"
     )
 
@@ -219,7 +217,7 @@ def _tabulate(pulse: ShapedPulse, box: Box, step_b1: float, step_b0: float, more
     points = rates[0] * rates[1] * b1.nodes * b0.nodes
     if points > _LARGEST:
         raise InputError(
-            f"fields: pulse_inversion would simulate its pulse at {points} points, more than {_LARGEST}; "
+            f"pulse_inversion would simulate its pulse at {points} points, more than {_LARGEST}; "
             "narrow the ranges of T2, B0 and B1"
         )
     nodes = [_chebyshev_nodes(range_, n) for range_, n in zip((box.r1, box.r2), rates, strict=True)]

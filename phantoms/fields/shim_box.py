@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from phantoms.fields.base import Place, Ranges, Rows, drawn, to_maps
-from phantoms.fields.smooth import Waves, check_field_strength, check_length, check_sd, smooth_reach
+from phantoms.fields.smooth import Waves, check_field_strength, check_length, check_log_sd, check_sd, smooth_reach
 from qsim.distributions import AnyDistribution, Constant, Uniform
 from qsim.errors import InputError
 from qsim.reach import TAIL_NORMAL, Range, reach
@@ -71,7 +71,7 @@ class ShimBox:
             raise ValueError(f"fall_mm must be above 0 mm, got {self.fall_mm}")
         check_length(self.length_mm)
         check_sd(self.b0_sd, "b0_sd")
-        check_sd(self.b1_sd, "b1_sd")
+        check_log_sd(self.b1_sd, "b1_sd")
         if self.b1 is not None and not self.b1.support[0] > 0:
             raise ValueError(f"b1 must stay above 0, but its distribution reaches {self.b1.support[0]:g}; truncate it")
         if not self.rows or len(set(self.rows)) < len(self.rows):
@@ -142,7 +142,7 @@ class ShimBox:
         """
         if place.extent is None:
             raise InputError(
-                "fields: shim_box lies in the whole slice, but this phantom does not tell the extent of its volumes; "
+                "shim_box lies in the whole slice, but this phantom does not tell the extent of its volumes; "
                 "use kind: b0 and b1, or a phantom that is loaded as a volume"
             )
         axes = range(len(place.block))
@@ -150,7 +150,7 @@ class ShimBox:
         axis = next(a for a in reversed(axes) if a != place.slice_axis) if self.axis is None else self.axis
         if axis not in axes or axis == flat:
             inside = ", ".join(str(a) for a in axes if a != flat)
-            raise InputError(f"fields: shim_box.axis must lie in the patch (axis {inside} of the volume), got {axis}")
+            raise InputError(f"axis must lie in the patch (axis {inside} of the volume), got {axis}")
         # edges of voxels: the first begins half a voxel before position 0
         spacing, extent = place.spacing_mm[axis], place.extent[axis]
         x = place.positions(axis)

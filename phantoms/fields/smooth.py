@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, inf, isfinite, log
+from math import exp, isfinite, log
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,10 @@ _WAVES = 64
 # factors of the waves are rounded to this step: their products and sums are then exact in float64 (2 x 21 bits and
 # 128 terms), so that the bytes do not depend on how a matrix product orders them
 _STEP = 2.0**-21
+# SD of the logarithm of B1 beyond which a factor was not meant: +-1 SD is then a factor of 55
+_LARGEST_LOG_SD = 2.0
+# shift of the logit beyond which an efficiency is 0 or 1 to float32
+_LARGEST_SHIFT = 50.0
 
 Region = Literal["liver", "heart", "brain"]
 ROBERTS = "Roberts 2021, doi:10.1002/mrm.28549: 5th and 95th percentile over patients and segments, as a normal"
@@ -105,6 +109,16 @@ def check_sd(sd: AnyDistribution | None, name: str = "sd") -> None:
     """Refuse a standard deviation that can be negative."""
     if sd is not None and sd.support[0] < 0:
         raise ValueError(f"{name} must not be negative, but its distribution reaches {sd.support[0]:g}; truncate it")
+
+
+def check_log_sd(sd: AnyDistribution | None, name: str = "sd") -> None:
+    """Refuse a standard deviation of the logarithm of B1 that no field has."""
+    check_sd(sd, name)
+    if sd is not None and not reach(sd)[1] <= _LARGEST_LOG_SD:
+        raise ValueError(
+            f"{name} must be at most {_LARGEST_LOG_SD:g}, but its distribution reaches {reach(sd)[1]:.3g}; it is the "
+            "SD of the logarithm of B1, as in .1 for 10 %"
+        )
 
 
 def check_field_strength(field_strength: float) -> None:
@@ -208,7 +222,7 @@ class SmoothB1:
             raise ValueError(
                 f"mean must stay above 0, but its distribution reaches {self.mean.support[0]:g}; truncate it"
             )
-        check_sd(self.sd)
+        check_log_sd(self.sd)
         check_length(self.length_mm)
 
     @property
@@ -276,6 +290,12 @@ class SmoothInversionEfficiency:
     def __post_init__(self) -> None:
         check_sd(self.sd)
         check_length(self.length_mm)
+        shift = max(map(abs, smooth_reach(self.mean, self.sd)))
+        if not shift <= _LARGEST_SHIFT:
+            raise ValueError(
+                f"sd and mean shift the logit of the efficiency by up to {shift:.3g}, more than {_LARGEST_SHIFT:g}, "
+                "and leave 0 or 1 of it; lower them"
+            )
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -326,5 +346,4 @@ def smooth_reach(mean: AnyDistribution, sd: AnyDistribution) -> Range:
     """Interval that holds mean + sd g in all but about one voxel of a million."""
     low, high = reach(mean)
     widest = reach(sd)[1] * TAIL_NORMAL
-    assert widest < inf
     return low - widest, high + widest

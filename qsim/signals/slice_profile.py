@@ -194,9 +194,17 @@ class ShapedFlip:
     def __call__(self, rel_b1: Float[Tensor, "*space"]) -> tuple[Float[Tensor, "*space"], Float[Tensor, "*space"]]:
         """Cosine and sine of the flip angle.
 
-        Raises: InputError if the field is beyond the range of the series.
+        Raises: InputError if the field is beyond the range of the series; under `torch.func.vmap`, which cannot raise
+            for one of its elements, NaN there instead.
         """
-        if bool((rel_b1.abs() > REL_B1.upper).any()):
+        beyond = rel_b1.abs() > REL_B1.upper
+        try:
+            refused = bool(beyond.any())
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+            refused, rel_b1 = False, torch.where(beyond, torch.nan, rel_b1)
+        if refused:
             raise InputError(f"rel_b1: a shaped slice profile takes up to {REL_B1.upper}, got {rel_b1.abs().max():g}")
         x = rel_b1.square() / 2 - 1
         sine = rel_b1 * _series(self.sine, x)

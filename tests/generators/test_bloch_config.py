@@ -14,6 +14,9 @@ from qsim.distributions import Streams
 from qsim.errors import InputError
 from qsim.signals import Bloch
 
+MULTI_ECHO = {"kind": "multi_echo_spin_echo", "te": [0.01, 0.02, 0.03], "t1": 1.0}
+LOOK_LOCKER = {"kind": "look_locker_train", "ti": [0.1, 0.5], "flip_angle": 0.17, "tr": 0.006}
+SHAPED = {"kind": "shaped", "shape": "sinc", "time_bandwidth": 4.0, "refocusing_factor": 1.5, "positions": 10}
 SPIN_LOCK = {"kind": "spin_lock", "cluster": "BSL", "tsl": [0.0, 0.01, 0.03, 0.05], "fsl": 400.0}
 TRAIN = {"kind": "spoiled_gradient_echo", "flip_angle": 0.17, "tr": 0.005, "acquisition": {"lines": 32}}
 
@@ -45,6 +48,21 @@ def config(**changes):
         "noise": {"kind": "rician", "sigma": {"kind": "constant", "value": 0.01}},
         **changes,
     }
+
+
+def constant(number):
+    return {"kind": "constant", "value": number}
+
+
+def b1(mean, sd=0.0):
+    return {"kind": "b1", "mean": constant(mean), "sd": constant(sd)}
+
+
+def table(per_sample=None, within=None, **values):
+    """The table of `config`, with rows of its first tissue replaced."""
+    tissues = json.loads(json.dumps(config()["tissues"]))
+    tissues["tissues"][0]["values"] |= values
+    return tissues | {"per_sample": per_sample or {}, "within": within or {}}
 
 
 def with_readout(encoding, **more):
@@ -86,6 +104,91 @@ def with_readout(encoding, **more):
         ),
         ({"tissues": {"kind": "sabidussi2021"}}, "tissues: csf has no T1RHO, which the model needs"),
         ({"noise": {"kind": "signed", "sigma": {"kind": "constant", "value": 0.01}}}, "set model.signed: true"),
+        # what no magnet makes
+        (
+            {"tissues": table(per_sample={"REL_B1": constant(-1.0)})},
+            "tissues.per_sample.REL_B1 must stay positive, but its distribution reaches -1; truncate it",
+        ),
+        (
+            {"tissues": table(REL_B1={"kind": "normal", "mean": 1.0, "sd": 0.5})},
+            "tissues.tissues[0].values.REL_B1 of liver must stay positive, but its distribution reaches -inf",
+        ),
+        ({"tissues": table(DELTA_B0=constant(3e5))}, "tissues.tissues[0].values.DELTA_B0 of liver is in hertz"),
+        (
+            {"fields": [{"kind": "b0", "sd": {"kind": "half_normal", "scale": 1e300}}]},
+            "fields[0]: b0: DELTA_B0 reaches -2.33e+301 to 2.33e+301 Hz, and no magnet is off by more than 100000 Hz",
+        ),
+        (
+            {"fields": [{"kind": "b0", "sd": {"kind": "half_normal", "scale": 1e308}}]},
+            "fields[0]: b0: DELTA_B0 reaches",
+        ),
+        ({"fields": [b1(1.0, 200.0)]}, "fields[0].sd must be at most 2, but its distribution reaches 200"),
+        (
+            {"fields": [{"kind": "b0"}, {"kind": "shim_box", "b1_sd": constant(200.0)}]},
+            "fields[1].b1_sd must be at most 2, but its distribution reaches 200",
+        ),
+        ({"fields": [b1(1e6)]}, "fields[0]: b1: REL_B1 reaches 1e+06 to 1e+06 and must stay above 0 and below 100000"),
+        (
+            {"fields": [b1(1e-200), b1(1e-200)]},
+            "fields[1]: b1: REL_B1 reaches 0 to 0 and must stay above 0",
+        ),
+        # what the model cannot simulate
+        (
+            {"model": MULTI_ECHO, "fields": [], "tissues": table(T2=constant(2.4))},
+            "model.t1: 1 s is less than half the T2 that liver can reach, 2.4 s",
+        ),
+        (
+            # 2.0 s, and 4.7534 SD of 5 %
+            {"model": MULTI_ECHO, "fields": [], "tissues": table(T2=constant(2.0), within={"T2": {"relative": 0.05}})},
+            "give at least 1.24",
+        ),
+        (
+            {"model": MULTI_ECHO | {"slice_profile": SHAPED}, "fields": [b1(2.5)]},
+            "model.slice_profile: a shaped one takes REL_B1 up to 2, and the tissues and fields can reach 2.5; lower",
+        ),
+        (
+            {"model": {"kind": "bloch", "preparation": SPIN_LOCK, "readout": TRAIN | {"slice_profile": SHAPED}}},
+            "model.readout.slice_profile: a shaped one takes REL_B1 up to 2, and the tissues and fields can reach 2.09",
+        ),
+        (
+            {"model": LOOK_LOCKER | {"flip_angle": 1.4}, "fields": [b1(1.2)]},
+            "model.flip_angle: 1.4 rad is more than pi / 2 where REL_B1 is 1.2, which the tissues and fields can reach",
+        ),
+        (
+            {
+                "model": {
+                    "kind": "bloch",
+                    "preparation": SPIN_LOCK,
+                    "readout": TRAIN | {"acquisition": {"lines": 64, "encoding": "subspace", "rank": 1}},
+                }
+            },
+            "model.readout.acquisition.rank: 1 temporal coefficients leave out",
+        ),
+        (
+            {"fields": [{"kind": "shim_box", "axis": 2}]},
+            "fields[0].axis must lie in the patch (axis 0, 1 of the volume)",
+        ),
+        # what is no mapping, or of a kind that fits elsewhere only
+        (
+            {"model": {"kind": "bloch", "preparation": "spin_lock"}},
+            "model.preparation: got 'spin_lock', wanted a mapping with a kind: spin_lock, t2_prep or inversion",
+        ),
+        (
+            {"model": {"kind": "bloch", "preparation": SPIN_LOCK, "readout": None}},
+            "model.readout: got None, wanted a mapping with a kind: ideal, spoiled_gradient_echo, balanced_ssfp or t",
+        ),
+        (
+            {"model": {"kind": "bloch", "preparation": SPIN_LOCK, "readout": TRAIN | {"acquisition": 32}}},
+            "model.readout.acquisition: got 32, wanted a mapping of keys and values",
+        ),
+        (
+            {"model": {"kind": "bloch", "preparation": SPIN_LOCK, "readout": TRAIN | {"slice_profile": "sinc"}}},
+            "model.readout.slice_profile: got 'sinc', wanted a mapping with a kind: sampled or shaped",
+        ),
+        (
+            {"model": {"kind": "molli", "ti_first": [0.12, 0.2], "rr": 0.9, "readout": {"kind": "ideal"}}},
+            "model.readout.kind: got 'ideal', wanted one of 'spoiled_gradient_echo', 'balanced_ssfp'",
+        ),
     ],
 )
 def test_bad_input_is_one_line_with_the_field_path(changes, message, tmp_path):
@@ -95,6 +198,32 @@ def test_bad_input_is_one_line_with_the_field_path(changes, message, tmp_path):
         read_config(path, GeneratorConfig)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tissues": table(per_sample={"REL_B1": {"kind": "uniform", "low": 0.6, "high": 1.2}})},
+        {"model": MULTI_ECHO, "fields": [], "tissues": table(T2=constant(2.0))},
+        {"model": MULTI_ECHO | {"slice_profile": SHAPED}, "fields": [b1(0.9, 0.1)]},
+        {"model": LOOK_LOCKER | {"flip_angle": 1.3}, "fields": [b1(1.2)]},
+        {"model": with_readout("subspace")},
+        {"fields": [{"kind": "shim_box", "axis": 1}]},
+    ],
+)
+def test_what_lies_just_inside_is_taken_and_has_a_signal(changes):
+    samples = make_samples(GeneratorConfig(**config(**changes)), [0, 1])
+    assert samples.images.isfinite().all()
+    assert (samples.images[:, 0, 12:20, 12:20] > 0).any()
+
+
+def test_what_a_phantom_cannot_carry_names_the_field():
+    """Only the phantom knows which tissues it holds, so this is said when the first sample is made."""
+    fields = [{"kind": "b0"}, {"kind": "chemical_shift", "tissues": ["lard"]}]
+    tissues = table()
+    tissues["tissues"].append(tissues["tissues"][0] | {"name": "lard"})
+    with pytest.raises(InputError, match=r"^fields\[1\]\.tissues: the phantom holds no lard; it has liver, vessel"):
+        make_sample(GeneratorConfig(**config(fields=fields, tissues=tissues)), 0)
 
 
 @pytest.mark.parametrize("encoding", ["centre", "exact", "subspace"])

@@ -1,5 +1,7 @@
 """Table 1 of sabidussi2021 as printed, and the refusal of tissues that cannot exist."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -64,6 +66,33 @@ def test_within_tissue_presets(preset):
 def test_a_relaxation_time_that_reaches_zero_is_refused():
     with pytest.raises(ValueError, match=r"values\.T2 of skull must stay positive"):
         Tissue(name="skull", values={"T2": Normal(mean=0.03, sd=0.01)}, source="Table 1, not cut")
+
+
+@pytest.mark.parametrize(
+    ("row", "distribution", "message"),
+    [
+        ("REL_B1", Constant(value=-1.0), "REL_B1{} must stay positive, but its distribution reaches -1; truncate it"),
+        ("REL_B1", Constant(value=0.0), "REL_B1{} must stay positive, but its distribution reaches 0"),
+        ("REL_B1", Normal(mean=1.0, sd=0.5), "REL_B1{} must stay positive, but its distribution reaches -inf"),
+        ("DELTA_B0", Constant(value=-2e5), "DELTA_B0{} is in hertz, got -2e+05 to -2e+05; no magnet"),
+        # 4.75 SD beyond the mean, at the quantile of one in a million
+        ("DELTA_B0", Normal(mean=0.0, sd=2.2e4), "DELTA_B0{} is in hertz, got -1.05e+05 to 1.05e+05"),
+        ("DELTA_B0", Normal(mean=0.0, sd=1e308), "DELTA_B0{} is in hertz, got -inf to inf"),
+        ("T9", Constant(value=1.0), "T9: no such parameter; known are A, B, M0"),
+    ],
+)
+def test_fields_that_no_magnet_has_are_refused(row, distribution, message):
+    one = Tissue(name="wm", values={"T1": Constant(value=0.8)}, source="x")
+    with pytest.raises(ValueError, match=re.escape("values." + message.format(" of wm"))):
+        Tissue(name="wm", values={row: distribution}, source="x")
+    for table in (TissueTable, CustomTable):
+        with pytest.raises(ValueError, match=re.escape("per_sample." + message.format(""))):
+            table(name="t", tissues=(one,), field_strength=3.0, per_sample={row: distribution})
+
+
+def test_fields_that_a_magnet_has_are_taken():
+    values = {"REL_B1": Uniform(low=1e-3, high=2.0), "DELTA_B0": Normal(mean=0.0, sd=2e4)}
+    assert dict(Tissue(name="wm", values=values, source="x").values) == values
 
 
 def test_milliseconds_are_refused():
