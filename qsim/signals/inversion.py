@@ -122,7 +122,7 @@ class Inversion:
 
     def events(self) -> list[Event]:
         """The pulse, a crusher, the recovery."""
-        return [*self._pulse().events(), Delay(self.ti)]
+        return [*self._pulse().events(), Delay(tuple(self.ti))]
 
     def apply(self, spin: Spins, mz0: Tensor | float = 1.0) -> Float[Tensor, "n *space"]:
         return longitudinal(self.events(), spin, mz0)
