@@ -3,16 +3,20 @@
 import json
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from qsim.errors import InputError
+from qsim.evaluation.study import run_jobs
+
+Job = TypeVar("Job")
+Done = TypeVar("Done")
 
 
 def claim(out: Path, digest: str, provenance: Mapping[str, Any]) -> None:
@@ -57,6 +61,19 @@ def progress_bar(unit: str, total: int, completed: int = 0) -> Iterator[tuple[Pr
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         yield progress, progress.add_task("study", total=total, completed=completed)
+
+
+def run_in_order(jobs: Sequence[Job], run: Callable[[Job], Done], unit: str, workers: int) -> list[Done]:
+    """Run jobs on threads under a bar; their results in the order of the jobs, whatever finished first."""
+    found: dict[int, Done] = {}
+    with progress_bar(unit, len(jobs)) as (progress, task):
+
+        def done(numbered: tuple[int, Done]) -> None:
+            found[numbered[0]] = numbered[1]
+            progress.advance(task)
+
+        run_jobs(enumerate(jobs), lambda job: (job[0], run(job[1])), done, workers)
+    return [found[i] for i in range(len(jobs))]
 
 
 def say(message: str) -> None:

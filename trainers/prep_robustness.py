@@ -20,7 +20,6 @@ from qsim.evaluation.prep_robustness import (
     robustness,
     rows,
 )
-from qsim.evaluation.study import run_jobs
 from qsim.signals.preparations import Inversion
 from trainers.bloch_parts import (
     FieldEntry,
@@ -34,7 +33,7 @@ from trainers.bloch_parts import (
     values,
     write_study,
 )
-from trainers.outputs import progress_bar, say
+from trainers.outputs import run_in_order, say
 
 # beyond it the apparent time of no preparation means anything, and a page of it would be large
 _MOST_POINTS = 250_000
@@ -96,25 +95,17 @@ def run_prep_robustness(config: PrepRobustnessConfig, out: Path, workers: int = 
     open_study(config, out)
     began = time.monotonic()
     b0, b1 = values(config.delta_b0), values(config.rel_b1)
-    jobs: list[tuple[int, str, FieldPreparation, TissueTimes]] = []
+    jobs: list[tuple[str, FieldPreparation, TissueTimes]] = []
     for tissue in config.tissues:
         for name, preparation in expand(config.preparations, config.pulse_b1):
             assert not isinstance(preparation, Inversion)
-            jobs.append((len(jobs), name, preparation, tissue))
-    found: dict[int, Robustness] = {}
+            jobs.append((name, preparation, tissue))
 
-    def run(job: tuple[int, str, FieldPreparation, TissueTimes]) -> tuple[int, Robustness]:
-        number, name, preparation, tissue = job
-        return number, robustness(preparation, tissue, b0, b1, name)
+    def run(job: tuple[str, FieldPreparation, TissueTimes]) -> Robustness:
+        name, preparation, tissue = job
+        return robustness(preparation, tissue, b0, b1, name)
 
-    with progress_bar("maps (preparation x tissue)", len(jobs)) as (progress, task):
-
-        def done(result: tuple[int, Robustness]) -> None:
-            found[result[0]] = result[1]
-            progress.advance(task)
-
-        run_jobs(jobs, run, done, workers)
-    results = [found[i] for i in range(len(jobs))]
+    results = run_in_order(jobs, run, "maps (preparation x tissue)", workers)
     study = PrepStudy(results, config.tissues, config.central)
 
     def page(text: str, about: dict[str, str], digest: str) -> Page:
@@ -123,7 +114,7 @@ def run_prep_robustness(config: PrepRobustnessConfig, out: Path, workers: int = 
             meta=f"{len(jobs)} maps of {len(b0)} × {len(b1)} fields · no noise · ideal readout · full recovery",
             lead=lead(study),
             sections=sections(study),
-            methods=methods(study, [p for _, _, p, _ in jobs]),
+            methods=methods(study, [p for _, p, _ in jobs]),
             versions=about,
             files="results.csv (figures of every map) and grid.csv (every point) beside this page",
             config=text,

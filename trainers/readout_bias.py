@@ -23,7 +23,6 @@ from qsim.evaluation.readout_bias import (
 )
 from qsim.evaluation.readout_page import Outcome, ReadoutStudy, lead, methods, sections
 from qsim.evaluation.readout_table import GRID_HEADER, grid_rows, noise_free_rows, noise_rows
-from qsim.evaluation.study import run_jobs
 from qsim.evaluation.table import Row
 from qsim.signals.readout import AnyReadout, Ideal
 from qsim.signals.sequences import Bloch
@@ -42,7 +41,7 @@ from trainers.bloch_parts import (
     values,
     write_study,
 )
-from trainers.outputs import progress_bar, say
+from trainers.outputs import run_in_order, say
 from trainers.study_plan import Snr
 
 
@@ -209,19 +208,12 @@ def run_readout_bias(config: ReadoutBiasConfig, out: Path, workers: int = 1, dev
     began = time.monotonic()
     cases = _cases(config)
     axes = _axes(config, cases)
-    found: dict[int, Outcome] = {}
-
-    def run(number: int) -> tuple[int, Outcome]:
-        return number, _outcome(config, cases[number], axes[number])
-
-    with progress_bar("cases (preparation x readout x tissue)", len(cases)) as (progress, task):
-
-        def done(result: tuple[int, Outcome]) -> None:
-            found[result[0]] = result[1]
-            progress.advance(task)
-
-        run_jobs(range(len(cases)), run, done, workers)
-    outcomes = [found[i] for i in range(len(cases))]
+    outcomes = run_in_order(
+        list(zip(cases, axes, strict=True)),
+        lambda job: _outcome(config, *job),
+        "cases (preparation x readout x tissue)",
+        workers,
+    )
     study = ReadoutStudy(outcomes, config.tissues, config.snr, config.draws, config.repeats, config.spread, config.tr)
 
     def page(text: str, about: dict[str, str], digest: str) -> Page:

@@ -51,11 +51,13 @@ def width_of(events: Sequence[Event]) -> float:
 
 
 def check_pulse_b1(pulse_b1: float | None) -> None:
+    """Refuse an amplitude of rectangular pulses that is not above 0 [Hz]. Raises: ValueError."""
     if pulse_b1 is not None and not pulse_b1 > 0:
         raise ValueError(f"pulse_b1 must be above 0 Hz, got {pulse_b1:g}; leave it out for hard pulses")
 
 
 def finite(mz: Float[Tensor, "n *space"], remedy: str, mz0: float | Tensor) -> Float[Tensor, "n *space"]:
+    """Mz [M0], if it and what it started from are numbers everywhere. Raises: InputError with the remedy."""
     if not bool(torch.isfinite(torch.as_tensor(mz0)).all()):
         raise InputError("mz0: must be finite everywhere")
     if not bool(torch.isfinite(mz).all()):

@@ -1,10 +1,12 @@
 """Pulses as lists of events: adiabatic inversion, composite refocusing, hard or rectangular blocks."""
 
+from functools import lru_cache
 from math import cosh, pi, tanh
 
 from qsim.signals.bloch import FixedEvent, HardPulse, RectangularPulse, ShapedPulse
 
 
+@lru_cache(maxsize=32)
 def hs1(*, duration: float, max_b1: float, beta: float, mu: float, steps: int = 2000) -> ShapedPulse:
     """Hyperbolic secant inversion pulse, truncated to its duration.
 

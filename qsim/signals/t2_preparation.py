@@ -101,6 +101,7 @@ class T2Preparation:
         events: list[Event] = list(down)
         for before, share, after in zip(groups, shares, groups[1:], strict=False):
             taken = (width_of(before) + width_of(after)) / 2
+            # no shorter than the pulses (checked above): only rounding can fall below 0
             events += [FreePrecession(tuple(max(share * t - taken, 0.0) for t in self.te)), *after]
         return events
 
