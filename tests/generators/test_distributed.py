@@ -1,5 +1,6 @@
 """A real Dask cluster on loopback; one of its two workers dies in the middle."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -22,40 +23,36 @@ Make = Callable[..., GeneratorConfig]
 @contextmanager
 def cluster(folder: Path, workers: int) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
     """Address of a `dask scheduler` with `dask worker` processes, on ports the system chose."""
-    import json
-
     file, log = folder / "scheduler.json", (folder / "cluster.log").open("wb")
     dask = [sys.executable, "-m", "dask"]
-    apart = ["--scheduler-file", str(file), "--no-dashboard"]
-    commands = [[*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", *apart]]
-    commands += [
-        [
-            *dask,
-            "worker",
-            "--host",
-            "127.0.0.1",
-            "--nthreads",
-            "1",
-            "--no-nanny",
-            "--local-directory",
-            str(folder),
-            *apart,
-        ]
-    ] * workers
-    processes = [subprocess.Popen(command, stdout=log, stderr=log) for command in commands]
+    listening = ["--host", "127.0.0.1", "--no-dashboard"]
+    working = ["--nthreads", "1", "--no-nanny", "--local-directory", str(folder)]
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(command: list[str]) -> None:
+        processes.append(subprocess.Popen([*dask, *command], stdout=log, stderr=log))
+
     try:
-        for _ in range(600):
-            if file.exists():
-                break
+        start(["scheduler", "--port", "0", "--scheduler-file", str(file), *listening])
+        while (address := written_address(file)) is None:
             with pytest.raises(subprocess.TimeoutExpired):
                 processes[0].wait(timeout=0.1)
-        address = json.loads(file.read_text())["address"]
+        for _ in range(workers):
+            start(["worker", address, *listening, *working])
         yield address, processes[1:]
     finally:
         for process in reversed(processes):
             process.kill()
             process.wait(timeout=30)
         log.close()
+
+
+def written_address(file: Path) -> str | None:
+    """The address in a scheduler's file; None while the file is absent or half-written."""
+    try:
+        return str(json.loads(file.read_text())["address"])
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
 
 
 @pytest.mark.timeout(180)
