@@ -26,7 +26,7 @@ def registries() -> dict[str, dict[str, str]]:
         "models": {_kind(cls): _first_line(cls) for cls in MODELS},
         "phantoms": {_kind(cls): _first_line(cls) for cls in PHANTOMS},
         "artefacts": {},
-        "estimators": {name: _first_line(builder) for name, builder in ESTIMATORS.items()},
+        "estimators": {name: method.text for name, method in ESTIMATORS.items()},
         "networks": {_kind(cls): _first_line(cls) for cls in NETWORKS},
         "studies": {kind: study.text for kind, study in STUDIES.items()},
     }

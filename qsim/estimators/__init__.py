@@ -1,49 +1,123 @@
 """Everything that turns images into maps, and the registry of the methods by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from importlib import import_module
 from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Any, get_type_hints
 
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate, Estimator, Status
+from qsim.estimators.prior import TissuePrior
 from qsim.signals.base import SignalModel
 
-__all__ = ["ESTIMATORS", "Estimate", "Estimator", "Status", "build_estimator"]
+__all__ = ["ESTIMATORS", "Estimate", "Estimator", "Method", "Status", "build_estimator", "method_options"]
 
 _GROUP = "qsim.estimators"
+Option = bool | int | float | str
 
 
-def _least_squares(model: SignalModel) -> Estimator:
-    """Voxel-wise least squares: variable projection with exact sign enumeration, every parameter free."""
-    from qsim.estimators.least_squares import LeastSquares
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method of this package.
 
-    return LeastSquares(model)  # type: ignore[arg-type]  # refuses what it cannot fit
+    Attributes:
+        where: "module:Class" of a dataclass whose first field is `model`, whose others are its options, and one of
+            which may be `prior: TissuePrior`.
+        text: one line about it.
+    """
+
+    where: str
+    text: str
+
+    def load(self) -> type:
+        module, name = self.where.split(":")
+        return getattr(import_module(module), name)
 
 
-def _shared_b(model: SignalModel) -> Estimator:
-    """Least squares with one B for the whole mask (profile likelihood)."""
-    from qsim.estimators.shared_b import SharedB
-
-    return SharedB(model)
-
-
-ESTIMATORS: dict[str, Callable[[SignalModel], Estimator]] = {"least-squares": _least_squares, "shared-b": _shared_b}
+ESTIMATORS: dict[str, Method] = {
+    "least-squares": Method(
+        "qsim.estimators.least_squares:LeastSquares", "Voxel-wise least squares, to the global minimum."
+    ),
+    "shared-b": Method("qsim.estimators.shared_b:SharedB", "Least squares with one B for the whole mask."),
+}
 
 
-def build_estimator(name: str, model: SignalModel) -> Estimator:
+def method_options(name: str) -> dict[str, type]:
+    """Options of a method of this package, and their types."""
+    cls = ESTIMATORS[name].load()
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls) if field.name not in ("model", "prior")}
+
+
+def build_estimator(
+    name: str,
+    model: SignalModel,
+    options: Mapping[str, Option] = MappingProxyType({}),
+    prior: TissuePrior | None = None,
+) -> Estimator:
     """The estimator of that name for `model`.
 
     Names that are not built in are looked up in the entry-point group `qsim.estimators`: a package that declares
     `my-method = my_package:build` there, with `build(model) -> Estimator`, adds a method.
 
-    Raises: InputError if the name is unknown, or the method does not exist for this model.
+    Args:
+        options: fields of the method's class, as `{"weight": 500.0}`.
+        prior: of the tissues, for the methods that take one.
+    Raises: InputError if the name or an option is unknown, or the method does not exist for this model.
     """
     if name in ESTIMATORS:
-        return ESTIMATORS[name](model)
+        return _built_in(name, model, options, prior)
     found = {point.name: point for point in entry_points(group=_GROUP)}
     if name in found:
-        estimator = found[name].load()(model)
-        if not isinstance(estimator, Estimator):
-            raise InputError(f"estimators: {name} ({found[name].value}) does not build an Estimator, got {estimator!r}")
-        return estimator
+        return build_foreign(name, found[name].value, found[name].load(), model, options)
     known = ", ".join([*ESTIMATORS, *sorted(found)])
     raise InputError(f"estimators: unknown method {name!r}; known are {known}")
+
+
+def build_foreign(
+    name: str, where: str, build: Callable[..., Any], model: SignalModel, options: Mapping[str, Option]
+) -> Estimator:
+    """The estimator of a user's own `build(model)`, or `build(model, **options)` where there are options.
+
+    Raises: InputError if it does not build an Estimator.
+    """
+    try:
+        estimator = build(model, **options)
+    except TypeError as error:
+        raise InputError(f"estimators: {name} ({where}) cannot be called as build(model): {error}") from None
+    if not isinstance(estimator, Estimator):
+        raise InputError(f"estimators: {name} ({where}) does not build an Estimator, got {estimator!r}")
+    return estimator
+
+
+def _built_in(name: str, model: SignalModel, options: Mapping[str, Option], prior: TissuePrior | None) -> Estimator:
+    cls = ESTIMATORS[name].load()
+    types = method_options(name)
+    for option, given in options.items():
+        if option not in types:
+            has = f"it has {', '.join(types)}" if types else "it has none"
+            raise InputError(f"estimators: {name} has no option {option!r}; {has}")
+        wanted = types[option]
+        # a whole number is a number
+        if not isinstance(given, wanted) and not (isinstance(given, int) and isinstance(1.0, wanted)):
+            raise InputError(f"estimators: {name}: {option}: got {given!r}, wanted {_named(wanted)}")
+    arguments: dict[str, Any] = {
+        option: float(given) if type(given) is int and types[option] is float else given
+        for option, given in options.items()
+    }
+    needed = {field.name: field for field in fields(cls)}
+    if "prior" in needed:
+        if prior is None and needed["prior"].default is MISSING:
+            raise InputError(f"estimators: {name} needs the distributions of the tissues (prior)")
+        arguments["prior"] = prior
+    try:
+        estimator: Estimator = cls(model, **arguments)
+    except ValueError as error:
+        raise InputError(f"estimators: {name}: {error}") from None
+    return estimator
+
+
+def _named(wanted: object) -> str:
+    return getattr(wanted, "__name__", str(wanted))

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from qsim.estimators.noise_level import NoiseLevel
 from qsim.parameters import Parameter
 from qsim.signals.base import SignalModel
 
@@ -31,12 +32,14 @@ class Estimate:
         status: one `Status` per voxel.
         variances: by source: "noise", "aleatoric", "epistemic"; they add up; may be empty [SI^2].
         covariance: of the noise, between rows, if the method knows it [SI^2].
+        noise_level: the sigma that was used and where it comes from, if the method uses one.
     """
 
     kappa: Float[Tensor, "q *space"]
     status: UInt8[Tensor, "*space"]
     variances: Mapping[str, Float[Tensor, "q *space"]] = field(default_factory=dict)
     covariance: Float[Tensor, "q q *space"] | None = None
+    noise_level: NoiseLevel | None = None
 
 
 @runtime_checkable
