@@ -21,7 +21,7 @@ demo: env
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh demo
 
 test: env
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 slow: env
 	$(BIN)/python -m pytest -m "slow or gpu"

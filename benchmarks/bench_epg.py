@@ -14,7 +14,7 @@ from math import cos, exp, pi, sin
 import numpy as np
 import torch
 
-from qsim.signals.closed_form import SpinEcho
+from qsim.signals.decays import SpinEcho
 from qsim.signals.epg import epg_cpmg
 from qsim.signals.multi_echo import MultiEchoSpinEcho
 from qsim.signals.slice_profile import ShapedProfile

@@ -3,8 +3,7 @@
     python benchmarks/bench_estimators.py [--quick]
 
 least-squares against scipy.optimize.curve_fit (Levenberg-Marquardt, start A = max, B = 2, T1 = 1 s) on the same
-voxels of the same run, with failures counted against a dense-grid oracle; shared-b with its RMSE and bias over the
-Cramér-Rao bound of the same problem (B shared over the same voxels).
+voxels of the same run, with failures counted against a dense-grid oracle.
 """
 
 import argparse
@@ -17,9 +16,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from qsim.estimators import Status, build_estimator
+from qsim.estimators import Status
 from qsim.estimators.least_squares import LeastSquares
-from qsim.information import crb
 from qsim.kspace.noise import sigma_of
 from qsim.signals import InversionRecovery
 from tests.oracles import curve_fit_recovery, dense_grid_recovery, recovery_objective
@@ -80,44 +78,13 @@ def bench_least_squares(n: int, n_curve_fit: int, n_oracle: int) -> None:
         print(f"{snr:3.0f}   pooled {rate:12.0f} {reference:10.0f} {rate / reference:8.0f}   (as many voxels of each)")
 
 
-def bench_shared_b(n: int) -> None:
-    """Voxels per CPU second including the search of B; RMSE / bound and bias / bound of T1."""
-    print(
-        f"\nshared-b, 31 images, float32, {n} voxels, A and T1 within 5 % of Table 1; bound: B shared by these voxels"
-    )
-    print("b     snr   Mvoxels/CPU-s   B found (bound)     T1: CV of the bound [%], RMSE / bound, bias / bound")
-    table = torch.tensor([TABLE_1[tissue][:2] for tissue in TISSUES], dtype=torch.float64)
-    generator = torch.Generator().manual_seed(1)
-    estimate = build_estimator("shared-b", IR)
-    for b in (1.5, 1.8, 1.95):
-        for snr in (3.0, 5.0, 10.0, 30.0, 100.0):
-            spread = torch.randn(2, n, generator=generator, dtype=torch.float64).clamp(-2, 2)
-            rows = table[torch.arange(n) % 3].T * (1 + 0.05 * spread)
-            kappa = torch.stack((rows[0], torch.full((n,), b, dtype=torch.float64), rows[1]))
-            sigma = sigma_of(snr)
-            noise = torch.randn(31, n, generator=generator, dtype=torch.float64)
-            images = (IR(kappa) + sigma * noise).float()
-            found, seconds = cpu_seconds(lambda images=images: estimate(images))
-            bound = crb(IR, kappa, sigma, shared=("B",))
-            error = (found.kappa[2] - kappa[2]) / bound.sd[2]
-            parts = []
-            for i, tissue in enumerate(TISSUES):
-                own, cv = error[i::3], float(bound.cv[2, i::3].mean())
-                parts.append(f"{tissue} {cv:5.2f} {float(own.square().mean().sqrt()):5.3f} {float(own.mean()):+6.3f}")
-            print(
-                f"{b:4.2f}  {snr:3.0f} {n / seconds / 1e6:10.2f}       {float(found.kappa[1, 0]):7.4f} "
-                f"({float(bound.sd[1, 0]):7.5f})   {'   '.join(parts)}"
-            )
-
-
 def main() -> None:
-    """Print both tables."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer voxels")
     quick = parser.parse_args().quick
     torch.set_num_threads(1)
     bench_least_squares(*((20_000, 200, 20) if quick else (100_000, 1000, 200)))
-    bench_shared_b(60_000 if quick else 240_000)
 
 
 if __name__ == "__main__":

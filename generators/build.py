@@ -32,7 +32,7 @@ from generators.schema import (
     describe_store,
 )
 from generators.store import damaged, read_attributes, read_group, read_json, store_specs
-from generators.tasks import ShardTask, difference, write_group
+from generators.tasks import ShardTask, difference, make_shard, write_group
 from qsim.errors import InputError
 
 # arrays of a few numbers per sample are one chunk per shard
@@ -105,12 +105,28 @@ def build(
             tasks = [ShardTask(config.canonical, str(path), number, *ranges[number], *same) for number in missing]
             if tasks:
                 _set_complete(path, attributes, complete=False)
-                run(tasks, workers, scheduler, progress)
+                _run(tasks, workers, scheduler, progress)
             _set_complete(path, attributes, complete=True)
     finally:
         torch.set_num_threads(threads)
     made = sum(task.stop - task.start for task in tasks)
     return Built(path, config.samples, made, time.perf_counter() - begin)
+
+
+def _run(tasks: list[ShardTask], workers: int, scheduler: str, progress: Progress | None) -> None:
+    """Make the shards; `progress` is called with the samples done and in all."""
+    total = sum(task.stop - task.start for task in tasks)
+    done = 0
+
+    def finished(_: str, samples: int) -> None:
+        nonlocal done
+        done += samples
+        if progress is not None:
+            progress(done, total)
+
+    if progress is not None:
+        progress(0, total)
+    run(make_shard, {f"shard-{task.number}": task for task in tasks}, workers, scheduler, finished)
 
 
 def _prepare(

@@ -1,4 +1,4 @@
-"""The commands generate, inspect and verify. Heavy imports stay inside them, so that `qsim --help` is quick."""
+"""The commands generate, inspect, verify and bound. Heavy imports stay inside them, so that `qsim --help` is quick."""
 
 import json
 import os
@@ -98,6 +98,53 @@ def verify(store: StorePath, as_json: AsJson = False) -> None:
         typer.echo(f"{store}: every shard is present and of its recorded checksum")
     if wrong:
         raise typer.Exit(1)
+
+
+def bound(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Generator config, or a noise study (YAML).")],
+    snr: Annotated[
+        str, typer.Option(metavar="LIST", help="SNR = 0.65 / sigma, separated by commas.")
+    ] = "3,5,10,30,60,100",
+    voxels: Annotated[
+        int, typer.Option(metavar="N", help="Voxels that share what is drawn once per sample (B).")
+    ] = 1000,
+    tissues: Annotated[str, typer.Option(metavar="LIST", help="Tissues; those of the phantom if not given.")] = "",
+    design: Annotated[
+        int | None, typer.Option(metavar="N", help="Propose N times that make the worst tissue's bound smallest.")
+    ] = None,
+    minimum: Annotated[float | None, typer.Option("--min", metavar="S", help="Shortest proposed time [s].")] = None,
+    maximum: Annotated[float | None, typer.Option("--max", metavar="S", help="Longest proposed time [s].")] = None,
+    total: Annotated[
+        float | None, typer.Option(metavar="S", help="Largest sum of the proposed times [s]; no limit if not given.")
+    ] = None,
+    problem: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHICH", help="Bound that a design is for: free, shared or known; shared where it can be."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how well a protocol can tell each parameter of each tissue at best, and propose times that tell more."""
+    from dataclasses import asdict
+
+    from generators import bound as bounds
+    from generators import bound_design as designs
+    from generators.bound_text import page
+
+    if voxels < 1:
+        raise InputError(f"--voxels: must be at least 1, got {voxels}")
+    snrs = bounds.read_snrs(snr)
+    of = bounds.protocol(bounds.read_protocol(config), [name.strip() for name in tissues.split(",") if name.strip()])
+    asked = designs.read_request(of, design, minimum, maximum, total, problem)
+    rows = bounds.bound_rows(of, snrs, voxels)
+    found = None if asked is None else designs.design(of, asked, snrs, voxels)
+    if not as_json:
+        typer.echo(page(of, rows, voxels, str(config), found))
+        return
+    listed = [asdict(row) for row in rows]
+    told = listed if found is None else {"bound": listed, "design": asdict(found)}
+    typer.echo(json.dumps(told, indent=1, allow_nan=False))
 
 
 def _print_summary(summary: "Summary", store: "PatchStore") -> None:

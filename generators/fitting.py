@@ -11,7 +11,14 @@ from qsim.distributions import AnyDistribution, Constant
 from qsim.errors import InputError
 from qsim.parameters import PARAMETERS, REL_B1
 from qsim.reach import tissue_range, union, unphysical_t2
-from qsim.signals import LookLockerTrain, MultiEchoSpinEcho, ShapedProfile
+from qsim.signals import (
+    BiExponential,
+    LookLocker,
+    LookLockerTrain,
+    MultiEchoSpinEcho,
+    ShapedProfile,
+    VariableFlipAngle,
+)
 from qsim.signals.base import SignalModel
 from qsim.signals.readout import subspace
 from qsim.signals.train import Readout
@@ -150,6 +157,7 @@ def check_model(model: SignalModel, fields: Sequence[Field], table: TissueTable)
     rows = [parameter.name for parameter in model.parameters]
     ranges = ranges_after(rows, fields, table)
     _check_profile(model, ranges)
+    _check_closed_form(model, rows, fields, table, ranges)
     readout = getattr(model, "readout", None)
     if isinstance(readout, Readout) and readout.acquisition.encoding == "subspace":
         try:
@@ -175,6 +183,40 @@ def _check_profile(model: SignalModel, ranges: Ranges) -> None:
                 f"{path}.slice_profile: a shaped one takes REL_B1 up to {REL_B1.upper:g}, and the tissues and fields "
                 f"can reach {ranges['REL_B1'][1]:.3g}; lower the mean or sd of the field, or use kind: sampled"
             )
+
+
+def _check_closed_form(
+    model: SignalModel, rows: Sequence[str], fields: Sequence[Field], table: TissueTable, ranges: Ranges
+) -> None:
+    """Refuse two decays that can change places, fractions that are none, a Look-Locker recovery without T1*, and flip
+    angles beyond pi.
+    """
+    if isinstance(model, BiExponential):
+        _, _, short, long = (parameter.name for parameter in model.parameters)
+        low, high = ranges["FRACTION"]
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"tissues: FRACTION reaches {low:.3g} to {high:.3g} and must stay within 0 and 1; truncate it"
+            )
+        whole = completed(table, rows, fields)
+        for tissue in complete_tissues(rows, fields, whole):
+            above, below = tissue_range(whole, tissue, short)[1], tissue_range(whole, tissue, long)[0]
+            if above >= below:
+                raise ValueError(
+                    f"tissues: {tissue.name}: {short} can reach {above:.3g} s and {long} can fall to {below:.3g} s, "
+                    f"but {short} is the shorter one in every voxel (quantiles of one in a million, variation within "
+                    "the tissue included); truncate one of them"
+                )
+    if isinstance(model, LookLocker) and ranges["B"][0] <= 1:
+        raise ValueError(
+            f"tissues: B can fall to {ranges['B'][0]:.3g}, and look_locker needs B above 1 (T1* = T1 / (B - 1)); "
+            "truncate it"
+        )
+    if isinstance(model, VariableFlipAngle) and max(model.flip_angles) * ranges["REL_B1"][1] > pi:
+        raise ValueError(
+            f"model.flip_angles: {max(model.flip_angles):g} rad is more than pi where REL_B1 is "
+            f"{ranges['REL_B1'][1]:.3g}, which the tissues and fields can reach; lower it, or narrow REL_B1"
+        )
 
 
 def _check_assumed_t1(model: MultiEchoSpinEcho, tissues: Sequence[Tissue], table: TissueTable) -> None:

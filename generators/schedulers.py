@@ -1,14 +1,16 @@
-"""Where the tasks of a build run: threads or processes of this machine, or the workers of a Dask cluster."""
+"""Where tasks run: threads or processes of this machine, or the workers of a Dask cluster."""
 
 import os
 import signal
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context, parent_process
+from typing import TypeVar
 
-from generators.tasks import ShardTask, make_shard
+import torch
+
 from qsim.errors import InputError
 
 # how often a distributed task is tried again after an exception; a dead worker's tasks move to others anyway
@@ -17,6 +19,8 @@ _RETRIES = 1
 _PATIENCE = 30
 
 Progress = Callable[[int, int], None]
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 def check_scheduler(scheduler: str) -> None:
@@ -28,51 +32,54 @@ def check_scheduler(scheduler: str) -> None:
         raise InputError(f"scheduler: wanted threads, processes or an address like tcp://host:8786, got {scheduler!r}")
 
 
-def run(tasks: list[ShardTask], workers: int, scheduler: str, progress: Progress | None) -> None:
+def run(
+    call: Callable[[Task], Result],
+    tasks: Mapping[str, Task],
+    workers: int,
+    scheduler: str,
+    finished: Callable[[str, Result], None],
+) -> None:
     """Run all tasks; the first error ends it.
 
     Args:
-        tasks: one per shard.
+        call: a function of a module, which processes and clusters can find by its name.
+        tasks: what it is called with, by a name that tells them apart.
         workers: tasks at a time on this machine.
         scheduler: `threads`, `processes`, or the address of a Dask scheduler.
-        progress: called with the samples done and in all.
+        finished: called in this thread with the name and the result of each, in the order in which they end.
     Raises: InputError if the cluster cannot be reached or a process died; what a task raised.
     """
-    total = sum(task.stop - task.start for task in tasks)
-    done = 0
-
-    def finished(samples: int) -> None:
-        nonlocal done
-        done += samples
-        if progress is not None:
-            progress(done, total)
-
-    if progress is not None:
-        progress(0, total)
+    if not tasks:
+        return
     if "://" in scheduler:
-        _run_distributed(tasks, scheduler, finished)
+        _run_distributed(call, tasks, scheduler, finished)
     else:
-        _run_here(tasks, min(workers, len(tasks)), scheduler, finished)
+        _run_here(call, tasks, min(workers, len(tasks)), scheduler, finished)
 
 
-def _run_here(tasks: list[ShardTask], workers: int, scheduler: str, finished: Callable[[int], None]) -> None:
+def _run_here(
+    call: Callable[[Task], Result],
+    tasks: Mapping[str, Task],
+    workers: int,
+    scheduler: str,
+    finished: Callable[[str, Result], None],
+) -> None:
     from dask.base import compute
     from dask.callbacks import Callback
     from dask.delayed import delayed
 
-    sizes = {f"shard-{task.number}": task.stop - task.start for task in tasks}
-    jobs = [delayed(make_shard, pure=False)(task, dask_key_name=f"shard-{task.number}") for task in tasks]
+    jobs = [delayed(call, pure=False)(task, dask_key_name=f"task-{name}") for name, task in tasks.items()]
 
-    def after(key: str, *_: object) -> None:
-        if key in sizes:
-            finished(sizes[key])
+    def after(key: str, result: Result, *_: object) -> None:
+        if key.startswith("task-") and (name := key.removeprefix("task-")) in tasks:
+            finished(name, result)
 
     pool: ProcessPoolExecutor | ThreadPoolExecutor
     if scheduler == "processes":
         # never fork: Zarr and torch hold threads, which do not survive it
         pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
     else:
-        pool = ThreadPoolExecutor(workers)
+        pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
         with Callback(posttask=after):  # type: ignore[no-untyped-call]
             compute(*jobs, scheduler=scheduler, pool=pool, chunksize=1, optimize_graph=False)  # type: ignore[no-untyped-call]
@@ -88,6 +95,7 @@ def _run_here(tasks: list[ShardTask], workers: int, scheduler: str, finished: Ca
 def _start_worker() -> None:
     """In a worker process: leave Ctrl-C to the parent, and do not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
     parent = parent_process()
     assert parent is not None
 
@@ -98,7 +106,12 @@ def _start_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _run_distributed(tasks: list[ShardTask], address: str, finished: Callable[[int], None]) -> None:
+def _run_distributed(
+    call: Callable[[Task], Result],
+    tasks: Mapping[str, Task],
+    address: str,
+    finished: Callable[[str, Result], None],
+) -> None:
     from distributed import Client, as_completed
 
     try:
@@ -113,13 +126,13 @@ def _run_distributed(tasks: list[ShardTask], address: str, finished: Callable[[i
                 f"scheduler: {address} has no workers; start some with `dask worker {address} --nthreads 1`"
             ) from None
         run = uuid.uuid4().hex
-        futures = [
-            client.submit(make_shard, task, key=f"shard-{task.number}-{run}", retries=_RETRIES, pure=False)
-            for task in tasks
-        ]
+        futures = {
+            client.submit(call, task, key=f"{name}-{run}", retries=_RETRIES, pure=False): name
+            for name, task in tasks.items()
+        }
         try:
             for future in as_completed(futures, loop=client.loop):  # type: ignore[no-untyped-call]
-                finished(future.result())
+                finished(futures[future], future.result())
         except BaseException:
-            client.cancel(futures)  # type: ignore[no-untyped-call]
+            client.cancel(list(futures))  # type: ignore[no-untyped-call]
             raise

@@ -33,7 +33,7 @@ def test_help_imports_nothing_heavy():
 def test_help_names_every_command():
     done = qsim("--help")
     assert done.returncode == 0
-    for command in ("generate", "inspect", "verify", "train", "study", "phantom", "list", "schema"):
+    for command in ("generate", "inspect", "verify", "train", "study", "bound", "phantom", "list", "schema"):
         assert command in done.stdout
 
 

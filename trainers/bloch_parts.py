@@ -8,21 +8,20 @@ from dataclasses import fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from io import StringIO
-from math import isfinite, isnan
+from math import isnan
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from jaxtyping import Float
-from pydantic import Discriminator, Field, Tag
-from torch import Tensor, float64, tensor
+from pydantic import Field
 
 from generators.config import RootConfig
-from qsim.evaluation.apparent import TissueTimes, axis, label, pulses
+from qsim.evaluation.apparent import TissueTimes, label, pulses
 from qsim.evaluation.heat_report import Page, write_page
 from qsim.evaluation.table import Row, csv_text
 from qsim.signals.preparations import AnyPreparation, Inversion, SpinLockPreparation, T2Preparation
 from qsim.values import value
+from trainers.axes import Axis, axis_values
 from trainers.outputs import claim, commit, json_text, versions
 from trainers.outputs import replace as replace_file
 
@@ -56,47 +55,9 @@ AnyEntry = Annotated[NamedSpinLock | NamedT2Preparation | NamedInversion, Field(
 PulseB1 = Annotated[float, Field(gt=0)] | None
 
 
-@value
-class Steps:
-    """Equally spaced values.
-
-    Attributes:
-        low, high: ends, both included.
-        n: how many.
-    """
-
-    low: float
-    high: float
-    n: int
-
-    def __post_init__(self) -> None:
-        if not (isfinite(self.low) and isfinite(self.high) and self.low < self.high):
-            raise ValueError(f"low must be below high, got low {self.low:g} and high {self.high:g}")
-        if not 2 <= self.n <= 1001:
-            raise ValueError(f"n must lie between 2 and 1001, got {self.n}")
-
-
-def _shape(given: Any) -> str:
-    return "steps" if isinstance(given, dict | Steps) else "list"
-
-
-# a list of values, or {low, high, n}; the tag keeps mistakes to one line
-Points = Annotated[
-    Annotated[tuple[float, ...], Tag("list")] | Annotated[Steps, Tag("steps")],
-    Discriminator(_shape),
-]
-
-
-def values(points: Points) -> Float[Tensor, " p"]:
-    """The values of an axis."""
-    if isinstance(points, Steps):
-        return axis(points.low, points.high, points.n)
-    return tensor(points, dtype=float64)
-
-
-def check_points(name: str, points: Points, low: float, high: float) -> None:
+def check_points(name: str, points: Axis, low: float, high: float) -> None:
     """Raises: ValueError, starting with the name, unless the values ascend and lie within [low, high]."""
-    numbers = values(points).tolist()
+    numbers = axis_values(points).tolist()
     if not numbers:
         raise ValueError(f"{name}: empty; give at least one value")
     if sorted(set(numbers)) != numbers:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from generators.cli import generate, inspect, verify
+from generators.cli import bound, generate, inspect, verify
 from phantoms.cli import phantom
 from qsim import __version__
 from qsim.errors import InputError
@@ -78,14 +78,22 @@ def study(
     out: Annotated[
         Path, typer.Option(help="Folder for results.csv, report.html, provenance.json.", show_default=False)
     ],
-    workers: Annotated[int, typer.Option(min=1, help="Threads; the numbers do not depend on it.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Blocks at a time; the numbers do not depend on it.")] = 1,
+    scheduler: Annotated[
+        str, typer.Option(metavar="WHERE", help="threads or processes here, or a Dask scheduler (tcp://host:port).")
+    ] = "threads",
     device: Annotated[Device, typer.Option(help="Where networks run; fits run on the CPU.")] = Device.CPU,
+    estimator: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE:OBJECT", help="A method of your own, build(model); may be given several times."),
+    ] = None,
 ) -> None:
     """Run a study against known truth, by its kind: estimators under noise, preparations under B0 and B1, readouts."""
+    from trainers.block_runner import Command
     from trainers.studies import read_study
 
     chosen, read = read_study(config)
-    chosen.run(read, out, workers, device.value)
+    chosen.run(read, out, Command(workers, scheduler, device.value, tuple(estimator or ())))
 
 
 def list_(
@@ -120,6 +128,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "inspect": inspect,
     "verify": verify,
+    "bound": bound,
     "train": train,
     "study": study,
     "phantom": phantom,

@@ -4,23 +4,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from qsim.errors import InputError
-from qsim.evaluation.blocks import read_block, write_block
+from qsim.evaluation.blocks import Arrays, from_arrays, to_arrays
 from qsim.evaluation.report import Method, Picture, Report, write_report
-from qsim.evaluation.study import PAINTERS, Block, Case, Design, painters, run_block, run_jobs
+from qsim.evaluation.study import PAINTERS, Block, Design, painters, run_block
 from qsim.evaluation.table import Row, csv_text, rows_of_snr
-from trainers.outputs import claim, commit, json_text, progress_bar, replace, say, versions
+from trainers.block_runner import Command, complete, read_finished
+from trainers.outputs import claim, commit, json_text, replace, say, versions
 from trainers.study_plan import Plan, StudyConfig, make_plan
 
 __all__ = ["StudyConfig", "run_study"]
 
 
-def run_study(config: StudyConfig, out: Path, workers: int = 1, device: str = "cpu") -> Path:
+def run_study(config: StudyConfig, out: Path, command: Command = Command()) -> Path:  # noqa: B008  frozen
     """Run a study, or finish one of the same config; returns the path of the report.
 
     Every finished (draw, SNR) block is kept in `out`/blocks: a study that is killed goes on where it was.
@@ -28,17 +29,14 @@ def run_study(config: StudyConfig, out: Path, workers: int = 1, device: str = "c
     Args:
         config: the study.
         out: folder of results.csv, report.html, provenance.json.
-        workers: threads; the numbers do not depend on it.
-        device: where networks run; fits run on the CPU.
+        command: where it runs, and the user's own methods.
     Raises: InputError naming the field at fault, or the folder if it holds another study.
     """
-    if workers < 1:
-        raise InputError(f"workers: got {workers}, wanted at least 1")
-    plan = make_plan(config, device)
+    plan = make_plan(config, command)
     claim(out, plan.digest, _provenance(plan, (), complete=False))
     began = time.monotonic()
     blocks = out / "blocks"
-    _run_blocks(plan, blocks, workers)
+    complete(blocks, plan.digest, list(plan.blocks), partial(_compute, plan=plan), "blocks (draw x SNR)", command)
     rows, pictures = _tabulate(plan, blocks)
     replace(out / "results.csv", csv_text(rows))
     replace(out / "provenance.json", json_text(_provenance(plan, rows, complete=True)))
@@ -51,10 +49,14 @@ def run_study(config: StudyConfig, out: Path, workers: int = 1, device: str = "c
     return out / "report.html"
 
 
-def _run_blocks(plan: Plan, folder: Path, workers: int) -> None:
-    """Compute the blocks that are not there yet."""
-    folder.mkdir(exist_ok=True)
-    config, digest = plan.config, plan.digest
+def _compute(key: str, plan: Plan) -> Arrays:
+    """The block of that name, wherever this runs."""
+    return to_arrays(compute_block(plan, *plan.blocks[key]))
+
+
+def compute_block(plan: Plan, draw: int, snr: float) -> Block:
+    """Every method and painter on one draw at one SNR."""
+    case, config = plan.cases[draw], plan.config
     design = Design(
         model=config.data.signal_model,
         noise=config.data.noise_model,
@@ -62,30 +64,11 @@ def _run_blocks(plan: Plan, folder: Path, workers: int) -> None:
         repeats=config.repeats,
         shared=plan.shared,
         nuisance=plan.nuisance,
+        told=plan.told,
         clock=time.thread_time if plan.device == "cpu" else time.perf_counter,
     )
-    jobs = [(case, snr) for case in plan.cases for snr in config.snr]
-    missing = [(case, snr) for case, snr in jobs if read_block(folder, case.draw, snr, digest) is None]
-    prior, weights = plan.prior, plan.weights
-
-    def run(job: tuple[Case, float]) -> Block:
-        case, snr = job
-        block = run_block(case, (*plan.estimators, *painters(case, design.model, prior, weights)), design, snr)
-        write_block(folder, block, digest)
-        return block
-
-    with progress_bar("blocks (draw x SNR)", len(jobs), len(jobs) - len(missing)) as (progress, task):
-        run_jobs(missing, run, lambda _: progress.advance(task), workers)
-
-
-def _blocks_of(plan: Plan, folder: Path, snr: float) -> list[Block]:
-    blocks = []
-    for case in plan.cases:
-        block = read_block(folder, case.draw, snr, plan.digest)
-        if block is None:
-            raise InputError(f"{folder}: the block of draw {case.draw} at SNR {snr:g} has gone; run the command again")
-        blocks.append(block)
-    return blocks
+    methods = (*plan.estimators, *painters(case, design.model, plan.prior, plan.weights))
+    return run_block(case, methods, design, snr)
 
 
 def _tabulate(plan: Plan, folder: Path) -> tuple[list[Row], list[Picture]]:
@@ -94,7 +77,8 @@ def _tabulate(plan: Plan, folder: Path) -> tuple[list[Row], list[Picture]]:
     pictures: list[Picture] = []
     parameters = [p.name for p in plan.config.data.signal_model.parameters]
     for snr in plan.config.snr:
-        blocks = _blocks_of(plan, folder, snr)
+        keys = [key for key, (_, at) in plan.blocks.items() if at == snr]
+        blocks = [from_arrays(read_finished(folder, plan.digest, key)) for key in keys]
         rows.extend(rows_of_snr(plan.config.kind, parameters, blocks))
         maps = {name: result.first for name, result in blocks[0].methods.items()}
         pictures.append(Picture(snr, plan.cases[0].kappa.numpy(), blocks[0].mask, maps))
@@ -111,6 +95,8 @@ def _provenance(plan: Plan, rows: Sequence[Row], *, complete: bool) -> dict[str,
         "config": config.model_dump(mode="json"),
         "seeds": {"noise": config.seed, "truth": config.data.seed},
         "models": {name: asdict(model) for name, model in plan.models.items()},
+        "own_methods": {m.name: dict(m.source) for m in plan.methods if m.source},
+        "told": {name: list(rows) for name, rows in plan.told.items() if rows},
         "anatomy": {
             "split": config.data.split,
             "description": plan.anatomy,
@@ -130,13 +116,14 @@ def _report(plan: Plan, rows: Sequence[Row], pictures: Sequence[Picture]) -> Rep
     data = config.data
     methods = [
         Method(
-            e.name,
-            "network" if e.name in plan.models else "fit",
-            plan.models[e.name].run if e.name in plan.models else "",
+            name=m.name,
+            role="network" if m.weights else "fit",
+            bound=plan.bound_of[m.name],
+            run=m.weights.run if m.weights else m.source.get("from", ""),
         )
-        for e in plan.estimators
+        for m in plan.methods
     ]
-    methods += [Method(name, "painter", "") for name in PAINTERS]
+    methods += [Method(name, "painter", "shared" if plan.shared else "free") for name in PAINTERS]
     return Report(
         rows=tuple(rows),
         parameters=data.signal_model.parameters,

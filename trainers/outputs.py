@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from generators.schedulers import run as run_tasks
 from qsim.errors import InputError
-from qsim.evaluation.study import run_jobs
+from qsim.evaluation.study import one_torch_thread
 
 Job = TypeVar("Job")
 Done = TypeVar("Done")
@@ -65,15 +66,15 @@ def progress_bar(unit: str, total: int, completed: int = 0) -> Iterator[tuple[Pr
 
 def run_in_order(jobs: Sequence[Job], run: Callable[[Job], Done], unit: str, workers: int) -> list[Done]:
     """Run jobs on threads under a bar; their results in the order of the jobs, whatever finished first."""
-    found: dict[int, Done] = {}
-    with progress_bar(unit, len(jobs)) as (progress, task):
+    found: dict[str, Done] = {}
+    with one_torch_thread(), progress_bar(unit, len(jobs)) as (progress, bar):
 
-        def done(numbered: tuple[int, Done]) -> None:
-            found[numbered[0]] = numbered[1]
-            progress.advance(task)
+        def done(name: str, result: Done) -> None:
+            found[name] = result
+            progress.advance(bar)
 
-        run_jobs(enumerate(jobs), lambda job: (job[0], run(job[1])), done, workers)
-    return [found[i] for i in range(len(jobs))]
+        run_tasks(run, {str(i): job for i, job in enumerate(jobs)}, workers, "threads", done)
+    return [found[str(i)] for i in range(len(jobs))]
 
 
 def say(message: str) -> None:

@@ -7,7 +7,6 @@ from typing import Literal
 from pydantic import model_validator
 
 from generators.config import RootConfig
-from qsim.errors import InputError
 from qsim.evaluation.apparent import TissueTimes
 from qsim.evaluation.heat_report import Page
 from qsim.evaluation.prep_page import PrepStudy, lead, methods, sections
@@ -21,18 +20,18 @@ from qsim.evaluation.prep_robustness import (
     rows,
 )
 from qsim.signals.preparations import Inversion
+from trainers.axes import Axis, axis_values
 from trainers.bloch_parts import (
     FieldEntry,
-    Points,
     PulseB1,
     check_filled,
     check_points,
     check_tissues,
     expand,
     open_study,
-    values,
     write_study,
 )
+from trainers.block_runner import Command, threads_only
 from trainers.outputs import run_in_order, say
 
 # beyond it the apparent time of no preparation means anything, and a page of it would be large
@@ -58,8 +57,8 @@ class PrepRobustnessConfig(RootConfig):
     preparations: tuple[FieldEntry, ...]
     pulse_b1: tuple[PulseB1, ...] | None = None
     tissues: tuple[TissueTimes, ...]
-    delta_b0: Points
-    rel_b1: Points
+    delta_b0: Axis
+    rel_b1: Axis
     central: Central = Central()
 
     @model_validator(mode="after")
@@ -70,31 +69,28 @@ class PrepRobustnessConfig(RootConfig):
         check_tissues(self.tissues, self.preparations)
         # refuses what cannot be played
         expand(self.preparations, self.pulse_b1)
-        points = len(values(self.delta_b0)) * len(values(self.rel_b1))
+        points = len(axis_values(self.delta_b0)) * len(axis_values(self.rel_b1))
         if points > _MOST_POINTS:
             raise ValueError(f"delta_b0: {points} points of the grid; take at most {_MOST_POINTS}")
-        inside = self.central.inside(values(self.delta_b0).numpy(), values(self.rel_b1).numpy())
+        inside = self.central.inside(axis_values(self.delta_b0).numpy(), axis_values(self.rel_b1).numpy())
         if not inside.any():
             raise ValueError("central: holds no point of the grid; widen it, or refine delta_b0 and rel_b1")
         return self
 
 
-def run_prep_robustness(config: PrepRobustnessConfig, out: Path, workers: int = 1, device: str = "cpu") -> Path:
+def run_prep_robustness(config: PrepRobustnessConfig, out: Path, command: Command = Command()) -> Path:  # noqa: B008  frozen
     """Run the study; returns the path of the report.
 
     Args:
         config: the study.
         out: folder of results.csv, grid.csv, report.html, provenance.json.
-        workers: threads; the numbers do not depend on it.
-        device: where networks run; this study has none.
+        command: how many threads; this study has neither methods of the user's own nor networks.
     Raises: InputError naming the field at fault, or the folder if it holds another study.
     """
-    del device
-    if workers < 1:
-        raise InputError(f"workers: got {workers}, wanted at least 1")
+    threads_only(command, config.kind)
     open_study(config, out)
     began = time.monotonic()
-    b0, b1 = values(config.delta_b0), values(config.rel_b1)
+    b0, b1 = axis_values(config.delta_b0), axis_values(config.rel_b1)
     jobs: list[tuple[str, FieldPreparation, TissueTimes]] = []
     for tissue in config.tissues:
         for name, preparation in expand(config.preparations, config.pulse_b1):
@@ -105,7 +101,7 @@ def run_prep_robustness(config: PrepRobustnessConfig, out: Path, workers: int = 
         name, preparation, tissue = job
         return robustness(preparation, tissue, b0, b1, name)
 
-    results = run_in_order(jobs, run, "maps (preparation x tissue)", workers)
+    results = run_in_order(jobs, run, "maps (preparation x tissue)", command.workers)
     study = PrepStudy(results, config.tissues, config.central)
 
     def page(text: str, about: dict[str, str], digest: str) -> Page:

@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from generators.config import Count, RootConfig, Seed
-from qsim.errors import InputError
 from qsim.evaluation.apparent import TissueTimes
 from qsim.evaluation.heat_report import Page
 from qsim.evaluation.readout_bias import (
@@ -30,17 +29,17 @@ from qsim.signals.spoiled import SpoiledGradientEcho
 from qsim.signals.ssfp import BalancedSSFP
 from qsim.signals.turbo import TurboSpinEcho
 from qsim.values import value
+from trainers.axes import Axis, axis_values
 from trainers.bloch_parts import (
     AnyEntry,
-    Points,
     check_filled,
     check_points,
     check_tissues,
     expand,
     open_study,
-    values,
     write_study,
 )
+from trainers.block_runner import Command, threads_only
 from trainers.outputs import run_in_order, say
 from trainers.study_plan import Snr
 
@@ -87,10 +86,10 @@ class SweepAxes:
         rel_b1: actual over nominal B1, of preparation and readout [1]; null: no such map.
     """
 
-    t1: Points
-    flip_angle: Points | None = None
-    echoes: Points | None = None
-    rel_b1: Points | None = None
+    t1: Axis
+    flip_angle: Axis | None = None
+    echoes: Axis | None = None
+    rel_b1: Axis | None = None
 
     def __post_init__(self) -> None:
         limits = {"t1": (0.05, 10.0), "flip_angle": (1e-3, pi), "echoes": (0.0, 1000.0), "rel_b1": (0.05, 3.0)}
@@ -98,11 +97,11 @@ class SweepAxes:
             points = getattr(self, name)
             if points is not None:
                 check_points(name, points, low, high)
-        if self.echoes is not None and any(number % 1 for number in values(self.echoes).tolist()):
-            raise ValueError(f"echoes: wanted whole numbers, got {values(self.echoes).tolist()}")
+        if self.echoes is not None and any(number % 1 for number in axis_values(self.echoes).tolist()):
+            raise ValueError(f"echoes: wanted whole numbers, got {axis_values(self.echoes).tolist()}")
 
     @property
-    def across(self) -> list[tuple[str, Points]]:
+    def across(self) -> list[tuple[str, Axis]]:
         """The axes beside T1, and their values."""
         given = (("flip_angle", self.flip_angle), ("echoes", self.echoes), ("rel_b1", self.rel_b1))
         return [(name, points) for name, points in given if points is not None]
@@ -167,7 +166,7 @@ class ReadoutBiasConfig(RootConfig):
     def _check_sweep(self, model: Bloch) -> None:
         """Raises: ValueError if a map of the sweep cannot be played."""
         for name, points in self.sweep.across if self.sweep else ():
-            longest = values(points).tolist()[-1]
+            longest = axis_values(points).tolist()[-1]
             try:
                 Bloch(preparation=model.preparation, readout=swept(model.readout, name, longest), tr=model.tr)
             except ValueError as error:
@@ -191,19 +190,16 @@ def _cases(config: ReadoutBiasConfig) -> list[Case]:
     ]
 
 
-def run_readout_bias(config: ReadoutBiasConfig, out: Path, workers: int = 1, device: str = "cpu") -> Path:
+def run_readout_bias(config: ReadoutBiasConfig, out: Path, command: Command = Command()) -> Path:  # noqa: B008  frozen
     """Run the study; returns the path of the report.
 
     Args:
         config: the study.
         out: folder of results.csv, grid.csv, report.html, provenance.json.
-        workers: threads; the numbers do not depend on it.
-        device: where networks run; this study has none.
+        command: how many threads; this study has neither methods of the user's own nor networks.
     Raises: InputError naming the field at fault, or the folder if it holds another study.
     """
-    del device
-    if workers < 1:
-        raise InputError(f"workers: got {workers}, wanted at least 1")
+    threads_only(command, config.kind)
     open_study(config, out)
     began = time.monotonic()
     cases = _cases(config)
@@ -212,7 +208,7 @@ def run_readout_bias(config: ReadoutBiasConfig, out: Path, workers: int = 1, dev
         list(zip(cases, axes, strict=True)),
         lambda job: _outcome(config, *job),
         "cases (preparation x readout x tissue)",
-        workers,
+        command.workers,
     )
     study = ReadoutStudy(outcomes, config.tissues, config.snr, config.draws, config.repeats, config.spread, config.tr)
 
@@ -237,24 +233,26 @@ def run_readout_bias(config: ReadoutBiasConfig, out: Path, workers: int = 1, dev
     return path
 
 
-def _axes(config: ReadoutBiasConfig, cases: list[Case]) -> list[list[tuple[str, Points]]]:
+def _axes(config: ReadoutBiasConfig, cases: list[Case]) -> list[list[tuple[str, Axis]]]:
     """The maps of each case: of the first tissue, and once for all readouts that the sweep makes the same."""
     seen: set[tuple[str, str, AnyReadout]] = set()
-    chosen: list[list[tuple[str, Points]]] = [[] for _ in cases]
+    chosen: list[list[tuple[str, Axis]]] = [[] for _ in cases]
     for number, case in enumerate(cases):
         if config.sweep is None or case.tissue != config.tissues[0] or isinstance(case.readout, Ideal):
             continue
         for name, points in config.sweep.across:
-            key = case.names[0], name, swept(case.readout, name, values(points).tolist()[-1])
+            key = case.names[0], name, swept(case.readout, name, axis_values(points).tolist()[-1])
             if key not in seen:
                 seen.add(key)
                 chosen[number].append((name, points))
     return chosen
 
 
-def _outcome(config: ReadoutBiasConfig, case: Case, axes: list[tuple[str, Points]]) -> Outcome:
+def _outcome(config: ReadoutBiasConfig, case: Case, axes: list[tuple[str, Axis]]) -> Outcome:
     trial = trials(config.seed, config.draws, config.repeats, config.spread, len(case.preparation.times))
-    maps = [sweep(case, name, values(points), values(config.sweep.t1)) for name, points in axes if config.sweep]
+    maps = [
+        sweep(case, name, axis_values(points), axis_values(config.sweep.t1)) for name, points in axes if config.sweep
+    ]
     return Outcome(case, noise_free(case), monte_carlo(case, trial, config.snr), maps)
 
 

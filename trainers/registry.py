@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from generators.config import GeneratorConfig
 from phantoms import PHANTOMS
-from qsim.estimators import ESTIMATORS
+from qsim.estimators import ESTIMATORS, method_options
 from qsim.signals import MODELS
 from trainers.config import TrainConfig
 from trainers.networks import NETWORKS
@@ -26,7 +26,7 @@ def registries() -> dict[str, dict[str, str]]:
         "models": {_kind(cls): _first_line(cls) for cls in MODELS},
         "phantoms": {_kind(cls): _first_line(cls) for cls in PHANTOMS},
         "artefacts": {},
-        "estimators": {name: method.text for name, method in ESTIMATORS.items()},
+        "estimators": {name: _with_options(name) for name in ESTIMATORS},
         "networks": {_kind(cls): _first_line(cls) for cls in NETWORKS},
         "studies": {kind: study.text for kind, study in STUDIES.items()},
     }
@@ -38,3 +38,8 @@ def _kind(cls: type) -> str:
 
 def _first_line(thing: object) -> str:
     return (thing.__doc__ or "").strip().splitlines()[0]
+
+
+def _with_options(name: str) -> str:
+    options = ", ".join(method_options(name))
+    return f"{ESTIMATORS[name].text} Options: {options}." if options else ESTIMATORS[name].text

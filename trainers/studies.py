@@ -8,9 +8,16 @@ from typing import Any
 from generators.config import RootConfig
 from generators.reading import read_config, read_yaml
 from qsim.errors import InputError
+from trainers.block_runner import Command
+from trainers.blurriness import BlurrinessConfig, run_blurriness
 from trainers.evaluate import StudyConfig, run_study
+from trainers.generalisation import GeneralisationConfig, run_generalisation
+from trainers.grid import GridConfig, run_grid
+from trainers.mismatch import MismatchConfig, run_mismatch
 from trainers.prep_robustness import PrepRobustnessConfig, run_prep_robustness
 from trainers.readout_bias import ReadoutBiasConfig, run_readout_bias
+from trainers.run_time import RunTimeConfig, run_run_time
+from trainers.uncertainty import UncertaintyConfig, run_uncertainty
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +26,12 @@ class Study:
 
     Attributes:
         config: class of its config.
-        run: (config, folder, workers, device) -> path of the report.
+        run: (config, folder, command) -> path of the report.
         text: one line about it.
     """
 
     config: type[RootConfig]
-    run: Callable[[Any, Path, int, str], Path]
+    run: Callable[[Any, Path, Command], Path]
     text: str
 
 
@@ -32,12 +39,24 @@ STUDIES: dict[str, Study] = {
     "noise": Study(
         StudyConfig, run_study, "relative bias, CV and RMSE over noise realisations (sabidussi2021, section 5.1.1)"
     ),
+    "blurriness": Study(
+        BlurrinessConfig, run_blurriness, "small structures and their neighbours (sabidussi2021, section 5.1.2)"
+    ),
+    "generalisation": Study(
+        GeneralisationConfig, run_generalisation, "every method on every protocol (sabidussi2021, section 5.4)"
+    ),
     "prep_robustness": Study(
         PrepRobustnessConfig, run_prep_robustness, "apparent T1rho and T2 of preparations over B0 and B1"
     ),
     "readout_bias": Study(
         ReadoutBiasConfig, run_readout_bias, "two- against three-parameter fits behind each readout, with noise"
     ),
+    "grid": Study(GridConfig, run_grid, "bias, CV and RMSE over a grid of T1, T2, T2* or T1rho, beside the bounds"),
+    "mismatch": Study(MismatchConfig, run_mismatch, "simulated with one model, fitted with others"),
+    "uncertainty": Study(
+        UncertaintyConfig, run_uncertainty, "coverage, width and calibration of the uncertainty that methods state"
+    ),
+    "run_time": Study(RunTimeConfig, run_run_time, "seconds of every method on one thread, on the same images"),
 }
 
 

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from generators.config import Count, GeneratorConfig, RootConfig, Seed
@@ -17,38 +17,41 @@ from generators.sample import make_truth, scene
 from phantoms.base import VolumePhantom
 from qsim import distributions
 from qsim.errors import InputError
-from qsim.estimators import ESTIMATORS, Estimator, build_estimator
+from qsim.estimators import Estimator, TissuePrior
+from qsim.evaluation.blocks import block_key
 from qsim.evaluation.study import PAINTERS, Case
 from qsim.signals import ClosedForm
 from qsim.tissues import TissueTable
+from trainers.block_runner import Command
+from trainers.methods import (
+    Chosen,
+    Entry,
+    MethodEntry,
+    ModelEntry,
+    Weights,
+    check_entries,
+    check_shapes,
+    choose,
+    pools,
+    takes_prior,
+)
+
+__all__ = ["AnatomyStudy", "MethodEntry", "ModelEntry", "Plan", "StudyConfig", "make_plan", "tissue_prior"]
 
 # of what a block holds: raised when the same config gives other numbers
-_VERSION = 2
+_VERSION = 3
 Snr = Annotated[float, Field(gt=0)]
 
 
-class ModelEntry(BaseModel):
-    """A trained network among the estimators.
-
-    Attributes:
-        model: folder of the run, or name of a shipped network.
-        name: in tables; that of the network's task if not given.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-    model: Annotated[str, Field(min_length=1)]
-    name: Annotated[str, Field(min_length=1)] | None = None
-
-
-class StudyConfig(RootConfig):
-    """A Monte Carlo study of noise around known truth.
+class AnatomyStudy(RootConfig):
+    """What the Monte Carlo studies on anatomy share: methods, and noise around known truth.
 
     Attributes:
         seed: of the noise; that of the truths is `data.seed`.
-        kind: noise: relative bias, CV and RMSE over noise realisations.
+        kind: which study.
         data: anatomy, tissues, signal model, kind of noise. Its `patch`, `samples` and the distribution of sigma give
             way to `crop`, `draws` and `snr`; patch and samples may be left out.
-        estimators: names, or `{model: run}` for trained networks.
+        estimators: names, `{model: run}` for trained networks, or `{method, name, known, options}`.
         snr: signal of white matter over the noise SD, 0.65 / sigma.
         draws: truths: anatomy, tissue values and B are drawn anew in each.
         repeats: noise realisations of each truth at each SNR.
@@ -57,9 +60,9 @@ class StudyConfig(RootConfig):
     """
 
     seed: Seed
-    kind: Literal["noise"]
+    kind: str
     data: GeneratorConfig
-    estimators: Annotated[tuple[str | ModelEntry, ...], Field(min_length=1)]
+    estimators: Annotated[tuple[Entry, ...], Field(min_length=1)]
     snr: Annotated[tuple[Snr, ...], Field(min_length=1)] = (3.0, 5.0, 10.0, 30.0, 60.0, 100.0)
     draws: Count = 6
     repeats: Annotated[int, Field(strict=True, ge=2)] = 100
@@ -76,26 +79,10 @@ class StudyConfig(RootConfig):
             return {**given, "data": {"samples": 1, "patch": patch, **given["data"]}}
         return given
 
-    @field_validator("kind", mode="before")
-    @classmethod
-    def _known_kind(cls, given: Any) -> Any:
-        if given != "noise":
-            raise ValueError(f"kind: got {given!r}, wanted 'noise'; other kinds of study have configs of their own")
-        return given
-
     @field_validator("estimators", mode="before")
     @classmethod
     def _names_or_models(cls, given: Any) -> Any:
-        if not isinstance(given, list | tuple):
-            return given
-        for i, entry in enumerate(given):
-            if isinstance(entry, str | ModelEntry):
-                continue
-            if not isinstance(entry, dict) or "model" not in entry or set(entry) - {"model", "name"}:
-                raise ValueError(
-                    f"estimators[{i}]: got {entry!r}, wanted a name ({', '.join(ESTIMATORS)}) or {{model: run}}"
-                )
-        return given
+        return check_shapes(given)
 
     @field_validator("crop")
     @classmethod
@@ -105,31 +92,30 @@ class StudyConfig(RootConfig):
         return crop
 
     @model_validator(mode="after")
-    def _fits(self) -> "StudyConfig":
+    def _fits(self) -> "AnatomyStudy":
         if self.data.split != "test" and not self.allow_training_anatomy:
             raise ValueError(
                 "data.split: got train, wanted test: a study on the anatomy of the training flatters networks; "
                 "set split: test, or allow_training_anatomy: true, which the report then says"
             )
-        for name, values in (("snr", self.snr), ("estimators", self.estimators)):
-            twice = [str(v) for i, v in enumerate(values) if v in values[:i]]
-            if twice:
-                raise ValueError(f"{name}: {', '.join(twice)} is given twice")
-        for i, entry in enumerate(self.estimators):
-            if isinstance(entry, str):
-                try:
-                    build_estimator(entry, self.data.signal_model)
-                except InputError as error:
-                    raise ValueError(f"estimators[{i}]: {str(error).removeprefix('estimators: ')}") from None
+        twice = [f"{snr:g}" for i, snr in enumerate(self.snr) if snr in self.snr[:i]]
+        if twice:
+            raise ValueError(f"snr: {', '.join(twice)} is given twice")
+        check_entries(self.estimators, self.data.signal_model, tissue_prior(self.data, self.estimators))
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A trained network of the study, as provenance records it."""
+class StudyConfig(AnatomyStudy):
+    """A study of noise: relative bias, CV and RMSE over noise realisations (sabidussi2021, section 5.1.1)."""
 
-    run: str
-    sha256: Mapping[str, str]
+    kind: Literal["noise"]
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _known_kind(cls, given: Any) -> Any:
+        if given != "noise":
+            raise ValueError(f"kind: got {given!r}, wanted 'noise'; other kinds of study have configs of their own")
+        return given
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,20 +126,16 @@ class Plan:
         config: with the crop and the draws written into `data`.
         table: tissue table.
         cases: truth of each draw.
-        estimators: without the painters.
-        models: the networks among them, by estimator name.
-        seen: those of them whose training may have held the anatomy of the study.
+        methods: without the painters.
         device: where networks run.
     """
 
-    config: StudyConfig
+    config: AnatomyStudy
     table: TissueTable
     cases: tuple[Case, ...]
     anatomy: str
     origins: tuple[str, ...]
-    estimators: tuple[Estimator, ...]
-    models: Mapping[str, Model] = field(default_factory=dict)
-    seen: tuple[str, ...] = ()
+    methods: tuple[Chosen, ...]
     device: str = "cpu"
 
     @property
@@ -162,9 +144,51 @@ class Plan:
         content = {
             "version": [version("qsim"), _VERSION],
             "config": self.config.model_dump(mode="json"),
-            "models": {name: dict(model.sha256) for name, model in self.models.items()},
+            "models": {m.name: dict(m.weights.sha256) for m in self.methods if m.weights},
+            "own": [dict(m.source) for m in self.methods if m.source],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def blocks(self) -> dict[str, tuple[int, float]]:
+        """Draw and SNR of each block, by its name."""
+        return {block_key(case.draw, snr): (case.draw, snr) for case in self.cases for snr in self.config.snr}
+
+    @property
+    def estimators(self) -> tuple[Estimator, ...]:
+        """Those of the methods."""
+        return tuple(method.estimator for method in self.methods)
+
+    @property
+    def models(self) -> dict[str, Weights]:
+        """The networks among the methods, by name."""
+        return {method.name: method.weights for method in self.methods if method.weights}
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """Networks whose training may have held the anatomy of the study."""
+        return tuple(method.name for method in self.methods if not method.held_out)
+
+    @property
+    def told(self) -> dict[str, tuple[str, ...]]:
+        """Rows whose true values a method is given: those its entry says, and to every fit those that are no target."""
+        return {
+            method.name: tuple(dict.fromkeys((*method.told, *(() if method.weights else self.nuisance))))
+            for method in self.methods
+        }
+
+    @property
+    def bound_of(self) -> dict[str, str]:
+        """The bound that each method is held against: what it knows, what it pools, and else every row free."""
+        found = {}
+        for method in self.methods:
+            if self.shared and set(self.shared) <= set(self.told[method.name]):
+                found[method.name] = "known"
+            elif self.shared and (method.weights or set(pools(method.estimator)) & set(self.shared)):
+                found[method.name] = "shared"
+            else:
+                found[method.name] = "free"
+        return found
 
     @property
     def shared(self) -> tuple[str, ...]:
@@ -207,7 +231,14 @@ class Plan:
         return torch.tensor(counts).sum(0).float()
 
 
-def make_plan(config: StudyConfig, device: str = "cpu") -> Plan:
+def tissue_prior(data: GeneratorConfig, entries: Sequence[Entry]) -> TissuePrior | None:
+    """What methods are told of the tissues, if one of them asks: the table of the truth, every tissue as likely."""
+    if not any(takes_prior(entry) for entry in entries):
+        return None
+    return TissuePrior.from_table(data.table, data.signal_model.parameters)
+
+
+def make_plan(config: AnatomyStudy, command: Command = Command()) -> Plan:  # noqa: B008  frozen
     """Read anatomy and networks, draw the truths.
 
     Raises: InputError naming the field at fault.
@@ -222,28 +253,22 @@ def make_plan(config: StudyConfig, device: str = "cpu") -> Plan:
         raise InputError(
             "crop" + str(error).removeprefix("patch") if str(error).startswith("patch") else str(error)
         ) from None
-    estimators: list[Estimator] = []
-    models: dict[str, Model] = {}
-    seen: list[str] = []
-    for i, entry in enumerate(config.estimators):
-        if isinstance(entry, str):
-            estimators.append(build_estimator(entry, data.signal_model))
-            continue
-        estimator, held_out = _load(entry, i, data, device)
-        if not held_out:
-            if not config.allow_training_anatomy:
-                raise InputError(
-                    f"estimators[{i}].model: {entry.model} may have been trained on the anatomy of this study: only "
-                    "split: train of the same phantom (every key of it) and slice_axis is apart from split: test; "
-                    "train it there, or set allow_training_anatomy: true, which the report then says"
-                )
-            seen.append(estimator.name)
-        models[estimator.name] = Model(entry.model, _checksums(entry.model))
-        estimators.append(estimator)
-    names = [*(estimator.name for estimator in estimators), *PAINTERS]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(f"estimators: two are called {', '.join(twice)}; name one of them: {{model: ..., name: ...}}")
+    methods = choose(
+        config.estimators,
+        command.estimators,
+        data.signal_model,
+        data=data,
+        prior=tissue_prior(data, config.estimators),
+        device=command.device,
+        taken=PAINTERS,
+    )
+    for i, (entry, method) in enumerate(zip(config.estimators, methods, strict=False)):
+        if isinstance(entry, ModelEntry) and not method.held_out and not config.allow_training_anatomy:
+            raise InputError(
+                f"estimators[{i}].model: {entry.model} may have been trained on the anatomy of this study: only "
+                "split: train of the same phantom (every key of it) and slice_axis is apart from split: test; "
+                "train it there, or set allow_training_anatomy: true, which the report then says"
+            )
     return Plan(
         config=config.model_copy(update={"data": data}),
         table=world.table,
@@ -252,10 +277,8 @@ def make_plan(config: StudyConfig, device: str = "cpu") -> Plan:
         ),
         anatomy=world.phantom.description if isinstance(world.phantom, VolumePhantom) else type(world.phantom).__name__,
         origins=tuple(f"subject {t.subject}, first voxel {', '.join(map(str, t.origin))}" for t in truths),
-        estimators=tuple(estimators),
-        models=models,
-        seen=tuple(seen),
-        device=device,
+        methods=methods,
+        device=command.device,
     )
 
 
@@ -265,58 +288,3 @@ def _whole(phantom: object, slice_axis: int) -> tuple[int, ...]:
         raise InputError("crop: missing, and this phantom does not tell the size of a slice; give it in voxels")
     shape = tuple(min(volume.shape[1 + a] for volume in phantom.volumes) for a in range(len(phantom.spacing_mm)))
     return shape if len(shape) == 2 else shape[:slice_axis] + shape[slice_axis + 1 :]
-
-
-@dataclass(frozen=True, slots=True)
-class _Renamed:
-    """An estimator under another name."""
-
-    name: str
-    estimator: Estimator
-
-    @property
-    def parameters(self) -> tuple[Any, ...]:
-        return self.estimator.parameters
-
-    def __call__(
-        self,
-        images: Tensor,
-        sigma: float | Tensor | None = None,
-        mask: Tensor | None = None,
-        known: Mapping[str, Tensor] | None = None,
-    ) -> Any:
-        return self.estimator(images, sigma=sigma, mask=mask, known=known)
-
-
-def _load(entry: ModelEntry, number: int, data: GeneratorConfig, device: str) -> tuple[Estimator, bool]:
-    """A network, and whether it cannot have seen the anatomy of the study."""
-    from trainers.infer import load_estimator
-
-    try:
-        network = load_estimator(entry.model, data.signal_model, device)
-    except InputError as error:
-        raise InputError(f"estimators[{number}].model: {error}") from None
-    trained = network.trained_on
-    if trained is not None and trained.seed == data.seed:
-        raise InputError(
-            f"data.seed: {data.seed} is the seed of the training data of {entry.model}: the draws of the study would "
-            "have the tissue values and B of training samples; choose another"
-        )
-    held_out = trained is not None and _apart(trained, data)
-    return (network if entry.name is None else _Renamed(entry.name, network)), held_out
-
-
-def _apart(trained: GeneratorConfig, data: GeneratorConfig) -> bool:
-    """Whether a training set and a study hold disjoint anatomy: train and test of one way to split it, or two kinds."""
-    if trained.phantom_spec.kind != data.phantom_spec.kind:
-        return True
-    one_split = trained.phantom_spec == data.phantom_spec and trained.slice_axis == data.slice_axis
-    return one_split and (trained.split, data.split) == ("train", "test")
-
-
-def _checksums(run: str) -> dict[str, str]:
-    """sha256 of the weights of a run."""
-    from trainers.infer import find_network
-
-    file = find_network(run)
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}

@@ -12,7 +12,17 @@ from qsim.estimators.base import Estimate, Estimator, Status
 from qsim.estimators.prior import TissuePrior
 from qsim.signals.base import SignalModel
 
-__all__ = ["ESTIMATORS", "Estimate", "Estimator", "Method", "Status", "build_estimator", "method_options"]
+__all__ = [
+    "ESTIMATORS",
+    "Estimate",
+    "Estimator",
+    "Method",
+    "Status",
+    "TissuePrior",
+    "build_estimator",
+    "build_foreign",
+    "method_options",
+]
 
 _GROUP = "qsim.estimators"
 Option = bool | int | float | str
@@ -31,16 +41,38 @@ class Method:
     where: str
     text: str
 
+    @property
+    def takes_prior(self) -> bool:
+        """Whether it asks for the distributions of the tissues."""
+        return "prior" in {field.name for field in fields(self.load())}
+
     def load(self) -> type:
         module, name = self.where.split(":")
         return getattr(import_module(module), name)
 
 
 ESTIMATORS: dict[str, Method] = {
+    "two-point": Method("qsim.estimators.two_point:TwoPoint", "Log-ratio of two images of a decay."),
+    "log-linear": Method("qsim.estimators.log_linear:LogLinear", "Weighted straight line through the log of a decay."),
     "least-squares": Method(
         "qsim.estimators.least_squares:LeastSquares", "Voxel-wise least squares, to the global minimum."
     ),
+    "rician": Method(
+        "qsim.estimators.magnitude:MagnitudeLikelihood", "Voxel-wise maximum likelihood of magnitudes (Rician)."
+    ),
+    "map": Method(
+        "qsim.estimators.maximum_a_posteriori:MaximumAPosteriori",
+        "Voxel-wise mode of the posterior, given the tissues.",
+    ),
+    "smooth-b": Method("qsim.estimators.smooth_b:SmoothB", "Least squares with a smooth map of B."),
     "shared-b": Method("qsim.estimators.shared_b:SharedB", "Least squares with one B for the whole mask."),
+    "empirical-bayes": Method(
+        "qsim.estimators.empirical_bayes:EmpiricalBayes", "Voxel posterior mean under the image's own histogram of T."
+    ),
+    "dictionary": Method(
+        "qsim.estimators.dictionary:Dictionary",
+        "Matching with simulated signals: Bloch, Look-Locker, MOLLI, EPG models.",
+    ),
 }
 
 

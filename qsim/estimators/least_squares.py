@@ -1,6 +1,6 @@
-"""Voxel-wise least squares of the closed forms, batched, to the global minimum."""
+"""Voxel-wise least squares, batched, to the global minimum of every closed form."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,45 +8,47 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from qsim.errors import InputError
-from qsim.estimators.base import Estimate
-from qsim.estimators.plane_search import PlaneSearch
-from qsim.estimators.ray_search import RaySearch
-from qsim.estimators.recovery_search import RecoverySearch
+from qsim.estimators.base import Estimate, Status
+from qsim.estimators.closed_fits import search, usable
+from qsim.estimators.general_fit import GeneralFit
+from qsim.estimators.noise_level import given, noise_level
 from qsim.estimators.voxels import gather, known_map, noise_covariance, scatter, statuses
 from qsim.parameters import Parameter
-from qsim.signals import ClosedForm, InversionRecovery, InversionRecovery2P, OffsetDecay
+from qsim.signals import ClosedForm, VariableFlipAngle
+from qsim.signals.base import SignalModel
 
 
 @dataclass(frozen=True, slots=True)
 class LeastSquares:
     """Least squares per voxel by variable projection: the maximum likelihood under Gaussian noise.
 
-        minimise sum_n (S_n(kappa) - images_n)^2   over A >= 0, B in [0, 3], any C, T within its bounds
+        minimise sum_n (S_n(kappa) - images_n)^2   over A >= 0, B, fractions and times within their bounds, any C
 
-    The minimum is the global one: a grid in log T with the amplitudes in closed form and every sign pattern of a
-    magnitude series, then Newton steps. Images may be negative (Gaussian noise after the modulus).
+    The minimum of a closed form is the global one: a grid in the logarithms of the times with the amplitudes in closed
+    form and every sign pattern of a magnitude series, then Newton steps. Images may be negative (Gaussian noise after
+    the modulus).
+
+    look_locker: A, B and T1* are fitted within their bounds, T1 = T1* (B - 1) follows and may lie beyond its own (at
+    bound); B <= 1 has no T1 (not computed). biexponential: where no second decay is to be seen the fraction is 0 (at
+    bound) and both times are that of the one decay. spoiled_gradient_echo: REL_B1 must be known.
 
     Attributes:
-        model: one of the closed forms.
-        covariance: also return the inverse Fisher information at the estimate, with `sigma`, or where that is None
-            with the residual's own estimate on N - Q degrees of freedom. A voxel whose information is singular has inf.
-    Assumes: real Gaussian noise of one sigma per voxel.   Not: Rician noise at low SNR, whose mean is raised.
+        model: one of the closed forms; any other `SignalModel` is fitted by Levenberg-Marquardt from several starts
+            (`general_fit`), which does not prove the minimum to be the global one.
+        covariance: also return the inverse Fisher information at the estimate, with `sigma`, or where that is None with
+            an estimate of it (`noise_level`). Rows that the series cannot tell apart in a voxel have inf.
+    Assumes: real Gaussian noise.   Not: Rician noise at low SNR, whose mean is raised.
     """
 
-    model: ClosedForm
+    model: SignalModel
     covariance: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, ClosedForm):
-            raise InputError(
-                f"estimators: least-squares needs a closed form (inversion_recovery, inversion_recovery_2p, t2_prep, "
-                f"spin_lock, spin_echo, offset_decay), got {type(self.model).__name__}"
-            )
-        if isinstance(self.model, OffsetDecay) and len(set(self.model.times)) < 3:
-            raise InputError(
-                f"estimators: least-squares cannot tell A, {self.parameters[1].name} and C of offset_decay apart from "
-                f"{len(set(self.model.times))} different times; give at least 3"
-            )
+            # refuses what it cannot fit
+            GeneralFit(self.model, self.covariance)
+            return
+        _check_length(self.model, usable(self.model))
 
     @property
     def name(self) -> str:
@@ -67,46 +69,71 @@ class LeastSquares:
 
         Args:
             images: the series [units of A].
-            sigma: noise SD, used for the covariance only; it does not change the estimate [units of A].
+            sigma: noise SD, a number or a map, used for the covariance only; it does not change the estimate
+                [units of A].
             mask: voxels to fit; None: all.
-            known: {"B": number or map} with inversion_recovery: B is not fitted.
-        Raises: InputError if the series, the mask or `known` does not fit the model.
+            known: {"B": number or map} of a recovery: B is not fitted; {"REL_B1": number or map} of
+                spoiled_gradient_echo, 1 for the nominal angles; any row of a model that is no closed form.
+        Raises: InputError if the series, the mask, sigma or `known` does not fit the model, or the series is too short.
         """
         model = self.model
-        free_b = isinstance(model, InversionRecovery)
+        if not isinstance(model, ClosedForm):
+            return GeneralFit(model, self.covariance)(images, sigma, mask, known)
         y, where = gather(images, model, mask)
-        depth = known_map(known, "B", where, ("B",) if free_b else ())
-        if isinstance(model, InversionRecovery) and depth is None:
-            solution = _recovery_search(model.ti, model.signed)(y)
-            rows = [solution.a, solution.b, solution.t1]
-            converged, objective = solution.converged, solution.objective
-        elif isinstance(model, OffsetDecay):
-            *rows, objective, converged = PlaneSearch(model.times, self.parameters[1])(y)
-        else:
-            recovering = isinstance(model, InversionRecovery | InversionRecovery2P)
-            rectify = isinstance(model, InversionRecovery | InversionRecovery2P) and not model.signed
-            search = RaySearch(model.times, self.parameters[-1], 1.0 if recovering else 0.0, rectify)
-            beta = depth if depth is not None else y.new_tensor([2.0 if recovering else -1.0], dtype=torch.float64)
-            a, t, objective, converged = search(y, beta)
-            rows = [a, beta.expand_as(a), t] if free_b else [a, t]
-        kappa = torch.stack(rows)
-        fixed = ("B",) if depth is not None else ()
-        status = statuses(kappa, self.parameters, converged, where, fixed)
+        noise = None if sigma is None else given(sigma, where)
+        fixed = {
+            name: values
+            for name in usable(model)
+            if (values := known_map(known, name, where, usable(model))) is not None
+        }
+        if not usable(model):
+            known_map(known, "", where, ())
+        if isinstance(model, VariableFlipAngle) and not fixed:
+            raise InputError(
+                f"known.REL_B1: {model.kind} cannot tell REL_B1 from T1; give a measured map, or 1.0 for the nominal "
+                "angles"
+            )
+        _check_length(model, tuple(fixed))
+        found = search(model, y, fixed)
+        kappa, objective, converged, at_bound = found.kappa, found.objective, found.converged, found.at_bound
+        if found.computed is not None and not bool(found.computed.all()):
+            there = found.computed
+            where = where.masked_scatter(where, there)
+            kappa, objective, converged = kappa[:, there], objective[there], converged[there]
+            at_bound = None if at_bound is None else at_bound[there]
+        status = statuses(kappa, self.parameters, converged, where, tuple(fixed))
+        if at_bound is not None:
+            stopped = torch.zeros_like(where).masked_scatter(where, at_bound) & (status == Status.OK)
+            status[stopped] = int(Status.AT_BOUND)
+        maps = scatter(kappa.to(images.dtype), where)
         if not self.covariance:
-            return Estimate(scatter(kappa.to(images.dtype), where), status)
-        if sigma is None:
-            freedom = model.n_images - (len(rows) - len(fixed))
-            if freedom < 1:
-                raise InputError(f"sigma: {model.n_images} images leave no residual to estimate it from; give sigma")
-            noise = (objective / freedom).sqrt()
-        else:
-            noise = torch.as_tensor(sigma, dtype=torch.float64, device=images.device).expand(where.shape)[where]
-        covariance = noise_covariance(model, kappa, noise, fixed).to(images.dtype)
+            return Estimate(maps, status, noise_level=noise)
+        if noise is None and kappa.shape[1]:
+            freedom = model.n_images - (len(kappa) - len(fixed))
+            noise = noise_level(images, None, where, lambda: (objective, freedom))
+        level = kappa.new_ones(1) if noise is None else noise.at(where)
+        covariance = noise_covariance(model, kappa, level, tuple(fixed)).to(images.dtype)
         variances = scatter(torch.einsum("iiv->iv", covariance), where)
-        q = len(rows)
+        q = len(kappa)
         full = scatter(covariance.reshape(q * q, -1), where).reshape(q, q, *where.shape)
-        return Estimate(scatter(kappa.to(images.dtype), where), status, {"noise": variances}, full)
+        return Estimate(maps, status, {"noise": variances}, full, noise)
 
 
-def _recovery_search(ti: tuple[float, ...], signed: bool) -> RecoverySearch:
-    return RecoverySearch(ti, signed)
+def _check_length(model: ClosedForm, known: Sequence[str]) -> None:
+    """Refuse a series that is too short for its model.
+
+    Raises: InputError.
+    """
+    free = [p.name for p in model.parameters if p.name not in known]
+    vfa = isinstance(model, VariableFlipAngle)
+    different = len(set(model.flip_angles if isinstance(model, VariableFlipAngle) else model.times))
+    if different >= len(free):
+        return
+    rows = " and ".join((", ".join(free[:-1]), free[-1])) if len(free) > 1 else free[0]
+    remedy = f"; give at least {len(free)}"
+    if len(usable(model)) > len(known) and not vfa:
+        remedy += f", or known {', '.join(usable(model))}"
+    raise InputError(
+        f"estimators: least-squares cannot tell {rows} of {model.kind} apart from {different} different "
+        f"{'flip angles' if vfa else 'times'}{remedy}"
+    )

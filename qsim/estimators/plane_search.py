@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qsim.estimators.separable import Moments, log_grid, plane_moments, refine
+from qsim.estimators.separable import Fitted, Moments, hills, joined, log_grid, plane_moments, refine
 from qsim.parameters import Parameter
 
 _GRID = 96
@@ -24,8 +24,6 @@ _SMALLEST = 1e-200
 # what a series without any decay leaves once its mean is taken off, as part of its sum of squares
 _ROUNDING = 1e-28
 
-Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
 
 class PlaneSearch:
     """Tables of one list of times.
@@ -33,31 +31,28 @@ class PlaneSearch:
     Args:
         times: [s].
         parameter: the relaxation time; its bounds are searched.
+        device: of the series.
     """
 
-    def __init__(self, times: tuple[float, ...], parameter: Parameter) -> None:
-        self.times = torch.tensor(times, dtype=torch.float64)[:, None]
-        self.u = log_grid(parameter, _GRID)
+    def __init__(self, times: tuple[float, ...], parameter: Parameter, device: torch.device | str = "cpu") -> None:
+        self.times = torch.tensor(times, dtype=torch.float64, device=device)[:, None]
+        self.u = log_grid(parameter, _GRID, device)
         atoms = torch.exp(-self.times * torch.exp(-self.u))
         atoms = atoms - atoms.mean(0)
         self._atoms = atoms / atoms.norm(dim=0).clamp_min(_SMALLEST)
 
-    def __call__(self, y: Float[Tensor, "n v"]) -> Found:
-        """Returns: A, T, C, the objective and whether the refinement converged, per voxel."""
-        pieces = [self._chunk(part.double()) for part in y.split(_VOXELS, dim=1)]
-        a, t, c, objective, converged = (torch.cat(column) for column in zip(*pieces, strict=True))
-        return a, t, c, objective, converged
+    def __call__(self, y: Float[Tensor, "n v"]) -> Fitted:
+        """Returns: A, T and C of every voxel."""
+        return joined([self._chunk(part.double()) for part in y.split(_VOXELS, dim=1)])
 
-    def _chunk(self, y: Float[Tensor, "n v"]) -> Found:
+    def _chunk(self, y: Float[Tensor, "n v"]) -> Fitted:
         mean = y.mean(0)
         z = y - mean
         energy = z.square().sum(0)
         # only A > 0 counts
         explained = (self._atoms.T @ z).clamp_min_(0).square_()
         explained *= energy > _ROUNDING * y.square().sum(0)
-        rising = torch.nn.functional.pad(explained, (0, 0, 1, 0), value=-1.0)[:-1] <= explained
-        falling = torch.nn.functional.pad(explained, (0, 0, 0, 1), value=-1.0)[1:] <= explained
-        top, grid = torch.where(rising & falling, explained, -1.0).topk(_CANDIDATES, dim=0)
+        top, grid = hills(explained, _CANDIDATES)
         # no decay at all: A = 0, the lower bound, and any T
         best_a, best_c = torch.zeros_like(energy), mean.clone()
         best_t = torch.full_like(energy, float(self.u[0].exp()))
@@ -83,4 +78,4 @@ class PlaneSearch:
             best_a[where], best_t[where] = a[better], u.exp()[better]
             best_c[where] = (mean[at] - a * level)[better]
             best[where], converged[where] = objective[better], ok[better]
-        return best_a, best_t, best_c, best, converged
+        return Fitted(torch.stack((best_a, best_t, best_c)), best, converged)

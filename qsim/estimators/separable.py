@@ -8,6 +8,7 @@ Source: Golub and Pereyra 1973, doi:10.1137/0710036.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,14 +25,51 @@ _STEP = 1e-7
 Moments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def log_grid(parameter: Parameter, n: int) -> Float[Tensor, " g"]:
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Where a search ended, per voxel.
+
+    Attributes:
+        kappa: rows of the model [SI].
+        objective: sum of squared residuals there [units of A squared].
+        converged: whether the refinement of the chosen candidate ended by itself.
+        computed: False where the model has no meaning at the best fit; None: everywhere.
+        at_bound: bounds that `kappa` itself does not show; None: none.
+    """
+
+    kappa: Float[Tensor, "q v"]
+    objective: Float[Tensor, " v"]
+    converged: Bool[Tensor, " v"]
+    computed: Bool[Tensor, " v"] | None = None
+    at_bound: Bool[Tensor, " v"] | None = None
+
+
+def joined(pieces: list[Fitted]) -> Fitted:
+    """The pieces of one series, one after the other."""
+    kappa = torch.cat([piece.kappa for piece in pieces], 1)
+    objective = torch.cat([piece.objective for piece in pieces])
+    return Fitted(kappa, objective, torch.cat([piece.converged for piece in pieces]))
+
+
+def log_grid(parameter: Parameter, n: int, device: torch.device | str = "cpu") -> Float[Tensor, " g"]:
     """`n` values of log T over the bounds of a relaxation time, ends included [log s]."""
     ends = torch.tensor([parameter.lower, parameter.upper], dtype=torch.float64).log()
-    return torch.lerp(ends[0], ends[1], torch.linspace(0, 1, n, dtype=torch.float64))
+    return torch.lerp(ends[0], ends[1], torch.linspace(0, 1, n, dtype=torch.float64)).to(device)
+
+
+def hills(explained: Float[Tensor, "g v"], count: int) -> tuple[Float[Tensor, "k v"], Int[Tensor, "k v"]]:
+    """The best local maxima over a grid, ends included, best first, and where they lie; -1 where there are fewer."""
+    rising = torch.nn.functional.pad(explained, (0, 0, 1, 0), value=-1.0)[:-1] <= explained
+    falling = torch.nn.functional.pad(explained, (0, 0, 0, 1), value=-1.0)[1:] <= explained
+    top, grid = torch.where(rising & falling, explained, -1.0).topk(count, dim=0)
+    return top, grid
 
 
 def plane_moments(z: Float[Tensor, "n c"], times: Float[Tensor, "n 1"], u: Float[Tensor, " c"]) -> Moments:
     """Moments of the family z ~ x1 + x2 E, E = exp(-t / T), with the constant projected out.
+
+    Args:
+        z: series less their mean.
 
     Returns: p = z.d and q = d.d of d = E - mean(E), each with its first and second derivative in u = log T.
     """
@@ -40,15 +78,14 @@ def plane_moments(z: Float[Tensor, "n c"], times: Float[Tensor, "n 1"], u: Float
     first = e * tau
     second = first * (tau - 1)
     e = e - e.mean(0)
-    first = first - first.mean(0)
-    second = second - second.mean(0)
+    # of the others, less their mean, only the product with themselves shows it: z and e have none
     return (
         (z * e).sum(0),
         (z * first).sum(0),
         (z * second).sum(0),
         (e * e).sum(0),
         2 * (e * first).sum(0),
-        2 * ((first * first).sum(0) + (e * second).sum(0)),
+        2 * ((first * first).sum(0) - first.shape[0] * first.mean(0).square() + (e * second).sum(0)),
     )
 
 
@@ -59,16 +96,23 @@ def ray_moments(
     constant: float,
     b: Float[Tensor, " depths"],
     rectify: bool,
+    tr: float | None = None,
 ) -> Moments:
-    """Moments of the family y ~ A |constant - b exp(-t / T)| (without the modulus unless `rectify`).
+    """Moments of the family y ~ A |constant - b exp(-t / T) + (b - 1) exp(-tr / T)| (without the modulus unless
+    `rectify`, without the last term unless `tr`).
 
     Returns: p = y.d and q = d.d, each with its first and second derivative in u = log T.
     """
-    tau = times * torch.exp(-u)
+    rate = torch.exp(-u)
+    tau = times * rate
     e = b * torch.exp(-tau)
     d = constant - e
     first = -e * tau
     second = first * (tau - 1)
+    if tr is not None:
+        tau = tr * rate
+        rest = (b - 1) * torch.exp(-tau)
+        d, first, second = d + rest, first + rest * tau, second + rest * tau * (tau - 1)
     z = torch.where(d < 0, -y, y) if rectify else y
     return (
         (z * d).sum(0),
@@ -78,6 +122,35 @@ def ray_moments(
         2 * (d * first).sum(0),
         2 * ((first * first).sum(0) + (d * second).sum(0)),
     )
+
+
+def zero_times(
+    times: Float[Tensor, "n 1"],
+    b: Float[Tensor, " depths"],
+    tr: float | None,
+    u: tuple[float, float],
+) -> Float[Tensor, "n depths"]:
+    """T at which the signal 1 - b exp(-t / T) + (b - 1) exp(-tr / T) is zero at each time; above it is negative [s].
+
+    Without `tr` T = t / log b, wherever that lies. With `tr` there is at most one such T (a sum of three exponentials
+    in 1 / T of which T = inf is another zero): the lower end of `u` where it is negative throughout.
+    Returns: inf where there is no such T.
+    """
+    if tr is None:
+        return torch.where(b > 1, times / torch.log(b.clamp_min(1 + 1e-12)), torch.inf)
+    low, high = (times.new_full((times.shape[0], b.shape[0]), end) for end in u)
+
+    def signal(at: Tensor) -> Tensor:
+        rate = torch.exp(-at)
+        return 1 - b * torch.exp(-times * rate) + (b - 1) * torch.exp(-tr * rate)
+
+    never, always = signal(high) >= 0, signal(low) <= 0
+    # halved to the last bit of log T
+    for _ in range(52):
+        middle = (low + high) / 2
+        negative = signal(middle) < 0
+        high, low = torch.where(negative, middle, high), torch.where(negative, low, middle)
+    return torch.where(never, torch.inf, torch.where(always, low.new_tensor(u[0]).exp(), high.exp()))
 
 
 def refine(

@@ -1,15 +1,22 @@
 """Maximum likelihood with one B for all voxels: the fair opponent where B is constant over a patch or a mask.
 
-    minimise sum_v sum_n (|A_v (1 - B exp(-TI_n / T1_v))| - S_vn)^2   over one B, and A_v >= 0, T1_v of every voxel
+    maximise sum_v log L_v(A_v, B, T1_v),   L_v = exp(-sum_n (|A_v (1 - B exp(-TI_n / T1_v))| - S_vn)^2 / 2 sigma_v^2)
 
-For one B each voxel is a fit with one amplitude and one time: with d(T1) = |1 - B exp(-TI / T1)|, A = S.d / d.d, and
-what is explained, phi = (S.d)^2 / d.d, is maximised over T1 by a dictionary and a Newton step (`profile`). The sum of
-phi over the voxels is the profile likelihood of B; it is searched on a grid with some voxels, then climbed by scoring
-steps with all.
+For one B each voxel is a fit with one amplitude and one time (`pieces`). B itself is found in one of two ways:
+
+profile: the B whose best A_v and T1_v explain most (`profile`). Where the noise is low it reaches the Cramér-Rao bound.
+Where it is high it is biased, however many the voxels: each brings two unknowns of its own, and over the kinks of the
+modulus their errors do not average out.
+
+histogram: T1 of the voxels is summed over, under its own histogram, which is fitted to the same voxels (`pooled_b`).
+
+Given B, A and T1 of every voxel are those of the largest likelihood either way.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,32 +24,66 @@ from torch import Tensor
 
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate
-from qsim.estimators.profile import Profile
-from qsim.estimators.voxels import gather, known_map, scatter, statuses
+from qsim.estimators.noise_level import NoiseLevel, noise_level
+from qsim.estimators.pooled_b import pool_b
+from qsim.estimators.profile import Begun, Point, Profile, sample
+from qsim.estimators.voxels import gather, known_map, noise_covariance, scatter, statuses
+from qsim.information import fisher_information, invert_information
 from qsim.parameters import T1, Parameter
 from qsim.signals import InversionRecovery
 from qsim.signals.base import SignalModel
 
+_POOLINGS = ("auto", "profile", "histogram")
+# voxels of the histogram, and those that say how noisy log T1 is
+_POOLED, _JUDGED = 16384, 512
+# "auto": median SD of log T1 at known B above which the histogram is used
+_NOISY = 0.025
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """One B and what was found on the way.
+
+    Attributes:
+        b: inversion depth [1].
+        variance: of it; 0 if it was known [1].
+        a, u: amplitude and log T1 of every voxel at that B [units of the images, log s].
+        converged: per voxel.
+        noise: the sigma that was used; None if none was needed.
+    """
+
+    b: float
+    variance: float
+    a: Float[Tensor, " v"]
+    u: Float[Tensor, " v"]
+    converged: Bool[Tensor, " v"]
+    noise: NoiseLevel | None
+
 
 @dataclass(frozen=True, slots=True)
 class SharedB:
-    """Least squares with one B for the whole mask (Gaussian maximum likelihood).
-
-    At low SNR (below about 4 with 31 times up to 0.94 s) the likelihood of B itself is flat and skew, and B may end at
-    its bound: then every voxel is reported as at bound.
+    """Gaussian maximum likelihood with one B for the whole mask.
 
     Attributes:
-        model: an inversion recovery with free B.
+        model: an inversion recovery with free B and full recovery.
+        pooling: `profile`, `histogram` (the module says what they are), or `auto`: the histogram where the noise makes
+            T1 of the median voxel uncertain by more than 2.5 % at known B, else the profile. The histogram's grid of T1
+            has steps of 2 %: with much less noise than that neither its B nor the variance of it is to be trusted.
+        covariance: also return the covariance of the noise: inverse Fisher information at known B, plus the share of B,
+            whose variance follows from the curvature of its likelihood (of the histogram's: `pooled_b` says how well).
+    Assumes: real Gaussian noise.   Not: Rician noise at low SNR, whose mean is raised.
     """
 
     model: SignalModel
+    pooling: str = "auto"
+    covariance: bool = False
+
+    pools: ClassVar[tuple[str, ...]] = ("B",)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, InversionRecovery):
-            raise InputError(
-                f"estimators: shared-b needs a model with B and inversion times (inversion_recovery), got "
-                f"{type(self.model).__name__}; use least-squares"
-            )
+        require_recovery(self.name, self.model)
+        if self.pooling not in _POOLINGS:
+            raise InputError(f"pooling: wanted {', '.join(_POOLINGS)}, got {self.pooling!r}")
 
     @property
     def name(self) -> str:
@@ -55,7 +96,7 @@ class SharedB:
     def __call__(
         self,
         images: Float[Tensor, "n *space"],
-        sigma: float | Tensor | None = None,  # noqa: ARG002  the estimate does not depend on it
+        sigma: float | Tensor | None = None,
         mask: Bool[Tensor, "*space"] | None = None,
         known: Mapping[str, Tensor] | Mapping[str, float] | None = None,
     ) -> Estimate:
@@ -63,26 +104,167 @@ class SharedB:
 
         Args:
             images: the series [units of A].
-            sigma: not used; one sigma is assumed for all voxels.
+            sigma: noise SD, a number, or a map by whose inverse square the voxels then weigh in B; None: estimated
+                from the background or the residuals [units of A].
             mask: voxels that share B; None: all.
             known: {"B": number}: B is not searched.
-        Raises: InputError if the series, the mask or `known` does not fit.
+        Raises: InputError if the series, the mask, sigma or `known` does not fit.
         """
-        y, where = gather(images, self.model, mask)
+        model = self.model
+        assert isinstance(model, InversionRecovery)
+        y, where = gather(images, model, mask)
         given = known_map(known, "B", where, ("B",))
         if given is not None and given.numel() > 1:
             raise InputError("known.B: shared-b takes one number; for a map of B use least-squares")
         if y.shape[1] == 0:
             empty = y.new_zeros(len(self.parameters), 0)
             return Estimate(scatter(empty, where), statuses(empty, self.parameters, where[where], where))
-        profile = Profile(self.model.ti, self.model.signed, y)  # type: ignore[attr-defined]
-        if given is not None:
-            found, converged = profile.at(float(given)), True
-        else:
-            found, converged = profile.maximise()
-        t1 = found.u.exp().clamp(T1.lower, T1.upper)
-        kappa = torch.stack((found.a, torch.full_like(t1, found.b), t1))
         fixed = ("B",) if given is not None else ()
-        ended = torch.full_like(where[where], converged)
-        status = statuses(kappa, self.parameters, ended, where, fixed)
-        return Estimate(scatter(kappa.to(images.dtype), where), status)
+        found = pool(model, images, y, where, sigma, None if given is None else float(given), self.pooling)
+        if self.covariance and found.noise is None:
+            found = _with_noise(found, model, images, y, where, sigma)
+        kappa = torch.stack((found.a, torch.full_like(found.a, found.b), found.u.exp().clamp(T1.lower, T1.upper)))
+        status = statuses(kappa, self.parameters, found.converged, where, fixed)
+        maps = scatter(kappa.to(images.dtype), where)
+        if not self.covariance:
+            return Estimate(maps, status, noise_level=found.noise)
+        assert found.noise is not None
+        covariance = pooled_covariance(model, kappa, found.noise.at(where), found.variance).to(images.dtype)
+        variances = scatter(torch.einsum("iiv->iv", covariance), where)
+        full = scatter(covariance.reshape(9, -1), where).reshape(3, 3, *where.shape)
+        return Estimate(maps, status, {"noise": variances}, full, found.noise)
+
+
+def require_recovery(name: str, model: SignalModel) -> None:
+    """Raises: InputError if the model is not an inversion recovery with free B and full recovery."""
+    if not isinstance(model, InversionRecovery):
+        raise InputError(
+            f"estimators: {name} needs a model with B and inversion times (inversion_recovery), got "
+            f"{type(model).__name__}; use least-squares"
+        )
+    if getattr(model, "tr", None) is not None:
+        raise InputError(f"estimators: {name} needs full recovery between inversions (tr null); use least-squares")
+
+
+def pool(
+    model: InversionRecovery,
+    images: Float[Tensor, "n *space"],
+    y: Float[Tensor, "n v"],
+    where: Bool[Tensor, "*space"],
+    sigma: float | Tensor | None,
+    b: float | None,
+    pooling: str,
+) -> Pooled:
+    """B of the voxels, and A and T1 of each at that B.
+
+    Args:
+        y: series of the voxels `where`, at least one [units of A].
+        b: if it is known; None: searched.
+    Raises: InputError if there are fewer different times than parameters of a voxel, or sigma does not fit.
+    """
+    different, needed = len(set(model.ti)), 3 if b is None else 2
+    if different < needed:
+        remedy = "; give a known B, or more times" if different == 2 else ""
+        raise InputError(
+            f"images: A, T1{', B' if b is None else ''} need {needed} different times, got {different}{remedy}"
+        )
+    noise = noise_level(images, sigma, where, _nothing) if sigma is not None else None
+    level = noise.at(where) if noise is not None else y.new_zeros(0, dtype=torch.float64)
+    # voxels of different noise: each over its own
+    weigh = level.numel() > 1
+    profile = Profile(model.ti, model.signed, y / level if weigh else y)
+
+    def pooled(point_b: float, variance: float, converged: bool, noise: NoiseLevel | None) -> Pooled:
+        a = point.a * level.to(point.a.dtype) if weigh else point.a
+        return Pooled(point_b, variance, a, point.u, point.ended & converged, noise)
+
+    if b is not None:
+        point = profile.at(b)
+        return pooled(b, 0.0, True, noise)
+    begun = None
+    if noise is None and pooling != "profile":
+        begun = profile.begin()
+        noise = _estimated(model, images, where, begun, required=pooling == "histogram")
+    one = 1.0 if weigh else (float(noise.sigma) if noise is not None else None)
+    if pooling != "profile" and one is not None:
+        spread = _spread(model, begun.point if begun is not None else profile.glance(), one)
+        if pooling == "histogram" or spread > _NOISY:
+            result = pool_b(model.ti, model.signed, sample(profile.y, _POOLED) / one, spread=spread)
+            point = profile.at(result.b)
+            return pooled(result.b, result.variance, result.converged, noise)
+    point, converged = profile.maximise(begun)
+    scale = one**2 if one is not None else profile.residual(point)
+    # the sum of what is explained is 2 sigma^2 times the log-likelihood; its expected curvature is the information of B
+    return pooled(point.b, 2 * scale / -point.curvature if point.curvature < 0 else inf, converged, noise)
+
+
+def _nothing() -> tuple[Tensor, int]:
+    return torch.zeros(0), 0
+
+
+def _residual(model: InversionRecovery, begun: Begun) -> tuple[Float[Tensor, " v"], int]:
+    """Sum of squares that is left in the voxels of the first level, and their degrees of freedom."""
+    point, y = begun.point, begun.profile.y.double()
+    kappa = torch.stack((point.a, torch.full_like(point.a, point.b), point.u.exp())).double()
+    return (model(kappa) - y).square().sum(0), model.n_images - 2
+
+
+def _estimated(
+    model: InversionRecovery, images: Tensor, where: Tensor, begun: Begun, required: bool
+) -> NoiseLevel | None:
+    """Sigma from the data; None where nothing shows it (images without noise, or no more than parameters)."""
+    try:
+        return noise_level(images, None, where, lambda: _residual(model, begun))
+    except InputError:
+        if required:
+            raise
+        return None
+
+
+def _with_noise(
+    found: Pooled,
+    model: InversionRecovery,
+    images: Tensor,
+    y: Tensor,
+    where: Tensor,
+    sigma: float | Tensor | None,
+) -> Pooled:
+    """The same with a sigma, for its covariance."""
+    kappa = torch.stack((found.a, torch.full_like(found.a, found.b), found.u.exp())).double()
+    few = slice(None, None, max(1, y.shape[1] // _POOLED))
+    noise = noise_level(
+        images, sigma, where, lambda: ((model(kappa[:, few]) - y[:, few]).square().sum(0), model.n_images - 2)
+    )
+    return Pooled(found.b, found.variance, found.a, found.u, found.converged, noise)
+
+
+def _spread(model: InversionRecovery, point: Point, sigma: float) -> float:
+    """Median over voxels of the SD of log T1 that the noise leaves at known B."""
+    few = slice(None, None, max(1, len(point.a) // _JUDGED))
+    t1 = point.u[few].exp().double()
+    kappa = torch.stack((point.a[few].double(), torch.full_like(t1, point.b), t1))
+    covariance = noise_covariance(model, kappa, torch.full((1,), sigma, dtype=torch.float64, device=t1.device), ("B",))
+    return float((covariance[2, 2].sqrt() / t1).median())
+
+
+def pooled_covariance(
+    model: InversionRecovery, kappa: Float[Tensor, "3 v"], sigma: Float[Tensor, " v_or_1"], variance: float
+) -> Float[Tensor, "3 3 v"]:
+    """Covariance of A, B, T1 of each voxel, if B is one number of that variance [SI^2].
+
+    C = C_known + g g^T var(B),   g = (dA/dB, 1, dT1/dB) as the maximum of the voxel follows B
+    """
+    information = fisher_information(model, kappa, sigma)
+    own = [0, 2]
+    known = invert_information(information[own][:, own])
+    covariance = torch.zeros_like(information)
+    for i, row in enumerate(own):
+        for j, column in enumerate(own):
+            covariance[row, column] = known[i, j]
+    if variance == 0:
+        return covariance
+    follow = torch.ones_like(information[0])
+    follow[own] = -torch.einsum("ijv,jv->iv", known, information[own, 1])
+    # a voxel that cannot be identified has inf as it is
+    share = torch.where(torch.isfinite(covariance), follow[:, None] * follow[None] * variance, 0.0)
+    return covariance + share

@@ -32,14 +32,15 @@ def gather(
         )
     where = computable(images, mask)
     # all voxels in: a view, without the copy that indexing makes
-    return (images.flatten(1) if bool(where.all()) else images[:, where]), where
+    series = images.reshape(len(images), -1)
+    return (series if bool(where.all()) else series[:, where.flatten()]), where
 
 
 def scatter(values: Float[Tensor, "q v"], where: Bool[Tensor, "*space"]) -> Float[Tensor, "q *space"]:
     """Put voxel values back in place; NaN elsewhere."""
-    maps = values.new_full((values.shape[0], *where.shape), torch.nan)
-    maps[:, where] = values
-    return maps
+    maps = values.new_full((values.shape[0], where.numel()), torch.nan)
+    maps[:, where.flatten()] = values
+    return maps.reshape(-1, *where.shape)
 
 
 def statuses(

@@ -33,11 +33,13 @@ class Method:
     Attributes:
         name: as in the table.
         role: `painter`: looks at no image and knows the labels or the truth.
-        run: where a network came from.
+        bound: the problem it solves: every row free, some rows shared by the mask, or those known.
+        run: where a network, or a method of the user's own, came from.
     """
 
     name: str
     role: Literal["fit", "network", "painter"]
+    bound: str = "free"
     run: str = ""
 
 

@@ -24,7 +24,11 @@ from qsim.evaluation.table import Table
 
 # Okabe and Ito's colours, told apart by colour-blind readers; blue and vermilion for the two fits of every study
 _FITS = {"least-squares": "#0072B2", "shared-b": "#D55E00"}
-_OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D1F")
+# then darker and lighter ones; no study holds more methods than can be told apart
+_OTHERS = (
+    *("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D1F"),
+    *("#004D40", "#B71C1C", "#1A237E", "#7CB342", "#F48FB1", "#546E7A"),
+)
 _PAINTERS = {
     "population-constant": ("#8a8a8a", ":"),
     "tissue-prior-mean": ("#8a8a8a", "--"),

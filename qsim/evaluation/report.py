@@ -77,7 +77,7 @@ def render(report: Report, n_pictures: int = 3) -> str:
     names = [method.name for method in report.methods]
     real = tuple(method.name for method in report.methods if method.role != "painter")
     bounds = _bounds(table, report, main.name, tissues)
-    references = {name: "free" if name == "least-squares" or "shared" not in bounds else "shared" for name in names}
+    references = {method.name: method.bound if method.bound in bounds else "free" for method in report.methods}
     snrs = tuple(sorted(report.snrs))
     about = Subject(
         table=table,
@@ -279,8 +279,6 @@ def _warnings(report: Report) -> list[str]:
             f"{report.repeats} noise realisations: the CV and RMSE of a single voxel carry a relative error of about "
             f"{100 / np.sqrt(2 * (report.repeats - 1)):.0f} %, which widens the boxes; medians hardly move."
         )
-    if report.noise_kind != "gaussian" and report.noise_kind != "signed":
-        found.append(f"The bounds are those of Gaussian noise; this study has {report.noise_kind} noise.")
     return found
 
 

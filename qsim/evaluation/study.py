@@ -4,13 +4,10 @@ One block is one draw of the truth at one SNR. A block is a pure function of (tr
 order of the blocks nor the number of workers changes a number, so a study may stop after any block and go on later.
 """
 
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,16 +19,13 @@ from qsim.estimators.base import Estimate, Estimator, Status
 from qsim.estimators.reference import population_constant, tissue_prior_mean, true_tissue_mean
 from qsim.evaluation.metrics import VoxelMoments
 from qsim.information import crb
-from qsim.kspace.noise import Noise, sigma_of
+from qsim.kspace.noise import Noise, coils_of, sigma_of
 from qsim.parameters import Parameter
 from qsim.signals.base import SignalModel, SpatialModel
 
 # voxels whose majority tissue holds less than this are `mixed`: they have no single true value
 PURE = 0.9
 BOUNDS = ("free", "shared", "known")
-
-Job = TypeVar("Job")
-Done = TypeVar("Done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +66,7 @@ class Design:
         shared: parameters that are one number per image (B): what the shared and the known bound are about.
         nuisance: rows that are not estimated (fields, rows that are no target): every bound takes them as known, which
             flatters the bound, never a method.
+        told: rows whose true values a method is given, by its name.
         keep_maps: draws whose first estimate is kept as a picture.
         clock: what times are taken with; CPU time of the calling thread unless an estimator runs elsewhere [s].
     """
@@ -82,6 +77,7 @@ class Design:
     repeats: int
     shared: tuple[str, ...] = ()
     nuisance: tuple[str, ...] = ()
+    told: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     keep_maps: tuple[int, ...] = (0,)
     clock: Callable[[], float] = time.thread_time
 
@@ -218,17 +214,20 @@ def relative_bounds(case: Case, design: Design, snr: float) -> dict[str, Float[n
     `free`: every row free in every voxel. `shared`: the rows of `design.shared` are one number over all masked voxels.
     `known`: those rows are known. Without such rows only `free` is there. `design.nuisance` is known in all of them.
 
-    Assumes: Gaussian noise, and in a mixed voxel the kappa of its majority tissue. Where the readout mixes voxels, the
+    Rician and non-central chi noise have bounds of their own.
+
+    Assumes: in a mixed voxel the kappa of its majority tissue. Where the readout mixes voxels, the
     bound is that of the same readout without the mixing.
     """
     kappa, sigma = case.kappa[:, case.mask].double(), sigma_of(snr)
     model = design.model.pointwise if isinstance(design.model, SpatialModel) else design.model
     given = design.nuisance
     shared = tuple(name for name in design.shared if name not in given)
-    bounds = {"free": crb(model, kappa, sigma, known=given)}
+    coils = coils_of(design.noise)
+    bounds = {"free": crb(model, kappa, sigma, known=given, coils=coils)}
     if shared:
-        bounds["shared"] = crb(model, kappa, sigma, shared=shared, known=given)
-        bounds["known"] = crb(model, kappa, sigma, known=(*shared, *given))
+        bounds["shared"] = crb(model, kappa, sigma, shared=shared, known=given, coils=coils)
+        bounds["known"] = crb(model, kappa, sigma, known=(*shared, *given), coils=coils)
     return {name: bound.cv.numpy() for name, bound in bounds.items()}
 
 
@@ -251,13 +250,14 @@ def run_block(case: Case, methods: Sequence[Estimator], design: Design, snr: flo
     seconds = dict.fromkeys(names, 0.0)
     first: dict[str, Float[np.ndarray, "..."]] = dict.fromkeys(names, np.empty(0, dtype=np.float32))
 
+    known = {name: told(case, design.model, design.told.get(name, ())) for name in names}
     for repeat in range(design.repeats):
         images = noisy_images(case.signal, design.noise, snr, design.seed, case.draw, repeat)
         for method in methods:
             # a copy: a method that works in place must not change what the next one sees
             copy = images.clone()
             start = design.clock()
-            estimate = method(copy, sigma=sigma, mask=mask)
+            estimate = method(copy, sigma=sigma, mask=mask, known=known[method.name])
             kappa = estimate.kappa.detach().cpu()
             seconds[method.name] += design.clock() - start
             rows = rows_by_name(method, kappa, design.model)
@@ -278,7 +278,7 @@ def run_block(case: Case, methods: Sequence[Estimator], design: Design, snr: flo
     )
     noise_free = {}
     for method in methods:
-        estimate = method(clean.clone(), sigma=sigma, mask=mask)
+        estimate = method(clean.clone(), sigma=sigma, mask=mask, known=known[method.name])
         rows = rows_by_name(method, estimate.kappa.detach().cpu(), design.model)
         noise_free[method.name] = _relative_error(rows[:, mask].numpy(), truth)
 
@@ -311,6 +311,19 @@ def run_block(case: Case, methods: Sequence[Estimator], design: Design, snr: flo
     )
 
 
+def told(case: Case, model: SignalModel, rows: Sequence[str]) -> dict[str, Tensor] | None:
+    """True values of some rows, as `known` of an estimator: a map, or one number where the whole mask shares it."""
+    if not rows:
+        return None
+    found = {}
+    for parameter, row in zip(model.parameters, case.kappa, strict=True):
+        if parameter.name in rows:
+            inside = row[case.mask]
+            one = inside.numel() > 0 and bool((inside == inside[0]).all())
+            found[parameter.name] = inside[0] if one else row
+    return found
+
+
 def _relative_error(estimate: Float[np.ndarray, "q v"], truth: Float[np.ndarray, "q v"]) -> Float[np.ndarray, "q v"]:
     """100 (est - truth) / truth [%], NaN where the truth is 0."""
     error = np.divide(estimate - truth, truth, out=np.full(truth.shape, np.nan, dtype=truth.dtype), where=truth != 0)
@@ -333,36 +346,3 @@ def one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def run_jobs(jobs: Iterable[Job], run: Callable[[Job], Done], done: Callable[[Done], None], workers: int) -> None:
-    """Run jobs on `workers` threads; `done` is called in this thread, in the order in which they finish.
-
-    The first failure, or an interrupt, cancels what has not started, waits for what runs, and is raised.
-    """
-    stop = threading.Event()
-
-    def guarded(job: Job) -> Done | None:
-        # `stop` ends queued jobs between the failure of one and the cancelling of the rest
-        if stop.is_set():
-            return None
-        try:
-            return run(job)
-        except BaseException:
-            stop.set()
-            raise
-
-    with one_torch_thread(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        pending = {pool.submit(guarded, job) for job in jobs}
-        try:
-            while pending:
-                ready, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in ready:
-                    result = future.result()
-                    if result is not None:
-                        done(result)
-        except BaseException:
-            stop.set()
-            for future in pending:
-                future.cancel()
-            raise

@@ -46,32 +46,28 @@ def crb(
     shared: Sequence[str] = (),
     n_voxels: int = 1,
     known: Sequence[str] = (),
+    coils: int = 0,
 ) -> Bound:
     """Cramér-Rao bound of every parameter of every voxel.
 
     Args:
         kappa: true values [SI]. With `shared`, its voxels are the set over which the parameter is one number; they may
             differ in every other row.
-        sigma: noise SD, a number or broadcastable against the voxels [units of A].
+        sigma: noise SD per real channel, a number or broadcastable against the voxels [units of A].
         shared: names of the parameters that are one number for all voxels; () leaves every parameter free per voxel.
         n_voxels: how many times the voxels of `kappa` occur in the shared set: `crb(model, one_voxel, sigma,
             shared=("B",), n_voxels=200)` is B shared over 200 equal voxels. Without `shared` it changes nothing.
         known: names of the parameters that are known; their bound is 0.
+        coils: 0: Gaussian noise; 1: Rician; more: non-central chi of so many coils.
     Raises: ValueError if a name is not a row of the model, or is both shared and known.
     """
     names = [p.name for p in model.parameters]
-    for field, given in (("shared", shared), ("known", known)):
-        for name in given:
-            if name not in names:
-                raise ValueError(f"{field}: the model has no parameter {name!r}; it has {', '.join(names)}")
-    if set(shared) & set(known):
-        raise ValueError(f"known: {', '.join(sorted(set(shared) & set(known)))} cannot be shared and known")
-    if n_voxels < 1:
-        raise ValueError(f"n_voxels must be at least 1, got {n_voxels}")
-    kappa = kappa.double()
-    space = kappa.shape[1:]
-    information = fisher_information(model, kappa, sigma)
-    # sigma may carry voxel axes that kappa broadcasts against
+    _check(names, shared, known, n_voxels)
+    information = fisher_information(model, kappa, sigma, coils)
+    # sigma may carry voxel axes against which kappa is broadcast
+    space = information.shape[2:]
+    kappa = kappa.double().reshape(len(names), *(1,) * (len(space) + 1 - kappa.ndim), *kappa.shape[1:])
+    kappa = kappa.expand(len(names), *space)
     information = information.reshape(len(names), len(names), prod(space))
     local = [i for i, name in enumerate(names) if name not in shared and name not in known]
     common = [i for i, name in enumerate(names) if name in shared]
@@ -100,3 +96,44 @@ def crb(
     else:
         variances[local] = torch.einsum("iiv->iv", local_bound)
     return Bound(model.parameters, kappa, variances.sqrt().reshape(kappa.shape))
+
+
+def crb_of_equal_voxels(
+    model: SignalModel,
+    kappa: Float[Tensor, "q *space"],
+    sigma: float | Tensor,
+    *,
+    shared: Sequence[str],
+    n_voxels: int,
+    known: Sequence[str] = (),
+    coils: int = 0,
+) -> Bound:
+    """Bound of every voxel as if it shared parameters with `n_voxels` - 1 others like itself, and with no other voxel.
+
+    With g the slope of a voxel's own parameter on the shared ones, and s the information that one voxel has of them,
+
+        var_shared = var_known + g^T (N s)^-1 g = var_known + (var_free - var_known) / N
+
+    and of a shared parameter var_free / N. So all voxels of `kappa` are done at once; `crb` takes them for one set.
+
+    Args: as `crb`.
+    """
+    _check([p.name for p in model.parameters], shared, known, n_voxels)
+    free = crb(model, kappa, sigma, known=known, coils=coils)
+    given = crb(model, kappa, sigma, known=(*known, *shared), coils=coils)
+    variance, least = free.sd.square(), given.sd.square()
+    # infinity minus infinity would be no number
+    mixed = torch.where(torch.isinf(variance), torch.inf, least + (variance - least) / n_voxels)
+    return Bound(free.parameters, free.kappa, mixed.sqrt())
+
+
+def _check(names: Sequence[str], shared: Sequence[str], known: Sequence[str], n_voxels: int) -> None:
+    """Refuse names that the model does not have. Raises: ValueError."""
+    for field, given in (("shared", shared), ("known", known)):
+        for name in given:
+            if name not in names:
+                raise ValueError(f"{field}: the model has no parameter {name!r}; it has {', '.join(names)}")
+    if set(shared) & set(known):
+        raise ValueError(f"known: {', '.join(sorted(set(shared) & set(known)))} cannot be shared and known")
+    if n_voxels < 1:
+        raise ValueError(f"n_voxels must be at least 1, got {n_voxels}")

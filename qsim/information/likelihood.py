@@ -63,7 +63,11 @@ def likelihood_gradient(
     """
     weight = _weight(images.shape[0], sigma, per_sigma2, per_n)
     recorded = torch.is_grad_enabled() and (kappa.requires_grad or images.requires_grad)
-    if not recorded and isinstance(model, InversionRecovery | InversionRecovery2P):
+    if (
+        not recorded
+        and isinstance(model, InversionRecovery | InversionRecovery2P)
+        and getattr(model, "tr", None) is None  # its sums know no finite TR
+    ):
         return _recovery_gradient(model, kappa, images).mul_(weight)
     residual = model(kappa) - images
     return (residual * jacobian(model, kappa)).sum(1) * weight

@@ -9,10 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qsim.distributions import AnyDistribution, require_positive
+from qsim.kspace.magnitude import magnitude_log_density
 from qsim.values import value
 
 # mean of A in white matter, Table 1 of sabidussi2021: the reference signal of every SNR in this project [1]
 REFERENCE_SIGNAL = 0.65
+# coils whose likelihoods and bounds are tested
+MOST_COILS = 128
 
 
 def snr_of(sigma: float) -> float:
@@ -175,17 +178,62 @@ class RicianNoise:
     def log_density(
         self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*ones"]
     ) -> Float[Tensor, "*s"]:
-        """log p = log(m / sigma^2) - (m - s)^2 / (2 sigma^2) + log I0e(m s / sigma^2); minus infinity for m < 0."""
-        sigma = torch.as_tensor(sigma, dtype=images.dtype, device=images.device)
-        signal = signal.abs()
-        # I0e(x) = exp(-|x|) I0(x) keeps the exponent of the Bessel function out of the exponential
-        density = (
-            torch.log(images / sigma**2)
-            - 0.5 * ((images - signal) / sigma) ** 2
-            + torch.log(torch.special.i0e(images * signal / sigma**2))
-        )
-        return torch.where(images < 0, -torch.inf, density)
+        """log p = log(m / sigma^2) - (m^2 + s^2) / (2 sigma^2) + log I0(m s / sigma^2); minus infinity for m < 0."""
+        return magnitude_log_density(images, signal, sigma)
 
 
-NOISES = (GaussianNoise, SignedNoise, RicianNoise)
-AnyNoise = GaussianNoise | SignedNoise | RicianNoise
+@value
+class NoncentralChiNoise:
+    """Root of the sum of squares of the magnitudes of several coils, each with complex Gaussian noise.
+
+    Attributes:
+        sigma: standard deviation of the real and of the imaginary channel of a coil over samples [units of A].
+        coils: how many, with uncorrelated noise of one sigma.
+    Assumes: the signal is the root of the sum of squares of the coils' own; how it is spread over them does not matter.
+    Source: Constantinides et al. 1997, doi:10.1002/mrm.1910380524.
+    """
+
+    kind: Literal["noncentral_chi"] = "noncentral_chi"
+    sigma: AnyDistribution
+    coils: int
+
+    def __post_init__(self) -> None:
+        require_positive(self.sigma, "sigma")
+        if not 1 <= self.coils <= MOST_COILS:
+            raise ValueError(f"coils must lie between 1 and {MOST_COILS}, got {self.coils}")
+
+    @property
+    def channels(self) -> int:
+        return 2 * self.coils
+
+    @property
+    def signed(self) -> bool:
+        return False
+
+    def add(
+        self, signal: Float[Tensor, "*s"], sigma: Float[Tensor, "*ones"], normals: Sequence[Float[Tensor, "*s"]]
+    ) -> Float[Tensor, "*s"]:
+        """m = sqrt((s + sigma z1)^2 + sum_k (sigma z_k)^2)."""
+        first, *others = normals
+        first.mul_(sigma).add_(signal).square_()
+        for channel in others:
+            first.add_(channel.mul_(sigma).square_())
+        return first.sqrt_()
+
+    def log_density(
+        self, images: Float[Tensor, "*s"], signal: Float[Tensor, "*s"], sigma: float | Float[Tensor, "*ones"]
+    ) -> Float[Tensor, "*s"]:
+        """The first formula of `magnitude`; minus infinity for m < 0."""
+        return magnitude_log_density(images, signal, sigma, self.coils)
+
+
+NOISES = (GaussianNoise, SignedNoise, RicianNoise, NoncentralChiNoise)
+AnyNoise = GaussianNoise | SignedNoise | RicianNoise | NoncentralChiNoise
+
+
+def coils_of(noise: Noise) -> int:
+    """Coils whose root of sum of squares an image is, for likelihoods and bounds; 0: real Gaussian noise.
+
+    Each coil has a real and an imaginary channel.
+    """
+    return noise.channels // 2

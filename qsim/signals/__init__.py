@@ -5,15 +5,15 @@ Closed forms of an ideal scanner, extended phase graphs, and Bloch models of rea
 
 from qsim.signals.base import CoherentModel, DifferentiableModel, SignalModel
 from qsim.signals.bloch import Exchange, Spins, longitudinal, magnetisation, spins
-from qsim.signals.closed_form import (
-    InversionRecovery,
-    InversionRecovery2P,
+from qsim.signals.decays import (
+    BiExponential,
+    GradientEcho,
+    MonoExponential,
     OffsetDecay,
     SpinEcho,
     SpinLock,
     T2Prep,
     decay,
-    recovery,
 )
 from qsim.signals.epg import epg_cpmg
 from qsim.signals.multi_echo import MultiEchoSpinEcho
@@ -27,21 +27,46 @@ from qsim.signals.preparations import (
     T2Preparation,
 )
 from qsim.signals.readout import READOUTS, AnyReadout, Ideal
+from qsim.signals.recoveries import (
+    InversionRecovery,
+    InversionRecovery2P,
+    LookLocker,
+    SaturationRecovery,
+    recovery,
+)
 from qsim.signals.sequences import MOLLI, Bloch, LookLockerTrain
 from qsim.signals.slice_profile import SampledProfile, ShapedProfile, SliceProfile
 from qsim.signals.spoiled import SpoiledGradientEcho
 from qsim.signals.ssfp import BalancedSSFP
 from qsim.signals.turbo import TurboSpinEcho
+from qsim.signals.variable_flip_angle import VariableFlipAngle, ernst
 
-ClosedForm = InversionRecovery | InversionRecovery2P | T2Prep | SpinLock | SpinEcho | OffsetDecay
+ClosedForm = (
+    InversionRecovery
+    | InversionRecovery2P
+    | SaturationRecovery
+    | LookLocker
+    | T2Prep
+    | SpinLock
+    | SpinEcho
+    | GradientEcho
+    | OffsetDecay
+    | BiExponential
+    | VariableFlipAngle
+)
 AnyModel = ClosedForm | MultiEchoSpinEcho | Bloch | LookLockerTrain | MOLLI
 MODELS = (
     InversionRecovery,
     InversionRecovery2P,
+    SaturationRecovery,
+    LookLocker,
     T2Prep,
     SpinLock,
     SpinEcho,
+    GradientEcho,
     OffsetDecay,
+    BiExponential,
+    VariableFlipAngle,
     MultiEchoSpinEcho,
     Bloch,
     LookLockerTrain,
@@ -57,21 +82,26 @@ __all__ = [
     "AnyPreparation",
     "AnyReadout",
     "BalancedSSFP",
+    "BiExponential",
     "Bloch",
     "ClosedForm",
     "CoherentModel",
     "DifferentiableModel",
     "Exchange",
+    "GradientEcho",
     "Ideal",
     "Inversion",
     "InversionPulse",
     "InversionRecovery",
     "InversionRecovery2P",
+    "LookLocker",
     "LookLockerTrain",
+    "MonoExponential",
     "MultiEchoSpinEcho",
     "OffsetDecay",
     "Preparation",
     "SampledProfile",
+    "SaturationRecovery",
     "ShapedProfile",
     "SignalModel",
     "SliceProfile",
@@ -83,8 +113,10 @@ __all__ = [
     "T2Prep",
     "T2Preparation",
     "TurboSpinEcho",
+    "VariableFlipAngle",
     "decay",
     "epg_cpmg",
+    "ernst",
     "longitudinal",
     "magnetisation",
     "recovery",

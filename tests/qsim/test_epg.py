@@ -9,7 +9,7 @@ import torch
 from qsim.errors import InputError
 from qsim.information import crb, jacobian
 from qsim.signals.base import CoherentModel, SignalModel
-from qsim.signals.closed_form import SpinEcho
+from qsim.signals.decays import SpinEcho
 from qsim.signals.epg import ScaledFlip, cpmg_echoes, epg_cpmg
 from qsim.signals.multi_echo import MultiEchoSpinEcho
 from qsim.signals.slice_profile import SampledProfile, ShapedProfile

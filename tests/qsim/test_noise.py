@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from qsim.distributions import Constant, Normal
-from qsim.kspace.noise import GaussianNoise, RicianNoise, SignedNoise, sigma_of, snr_of
+from qsim.kspace.noise import GaussianNoise, NoncentralChiNoise, RicianNoise, SignedNoise, coils_of, sigma_of, snr_of
 from tests.published import RICIAN_BIAS, RICIAN_MEAN_SD
 
 SIGMA = Constant(value=0.1)
@@ -53,6 +53,31 @@ def test_rician_moments(nu):
     reference = stats.rice(nu)
     assert images.mean() == pytest.approx(reference.mean(), abs=4 * reference.std() / N**0.5)
     assert stats.kstest(images[:20000], reference.cdf).pvalue > 1e-3
+
+
+# physics.md, oracle J: mean and SD at sigma 1, by signal and coils
+@pytest.mark.parametrize(
+    ("nu", "coils", "mean", "sd"),
+    [
+        *((0.0, 1, 1.2533, 0.6551), (0.0, 4, 2.7416, 0.6953), (0.0, 32, 7.9688, 0.7057)),
+        *((3.0, 1, 3.1726, 0.9668), (3.0, 4, 4.0295, 0.8734)),
+    ],
+)
+def test_noncentral_chi_moments(nu, coils, mean, sd):
+    noise = NoncentralChiNoise(sigma=SIGMA, coils=coils)
+    n = 40_000
+    images = drawn(noise, nu, 1.0, n).numpy()
+    assert coils_of(noise) == coils
+    assert images.mean() == pytest.approx(mean, abs=4 * sd / n**0.5 + 5e-5)
+    assert images.std() == pytest.approx(sd, abs=4 * sd / n**0.5 + 5e-5)
+    # the square is a non-central chi-square of 2 L degrees of freedom
+    assert stats.kstest(images[:10000] ** 2, stats.ncx2(2 * coils, nu**2 + 1e-12).cdf).pvalue > 1e-3
+    with pytest.raises(ValueError, match="coils must lie between 1 and 128, got 0"):
+        NoncentralChiNoise(sigma=SIGMA, coils=0)
+
+
+def test_coils_of_the_other_kinds():
+    assert [coils_of(kind(sigma=SIGMA)) for kind in (GaussianNoise, SignedNoise, RicianNoise)] == [0, 0, 1]
 
 
 @pytest.mark.parametrize("nu", list(RICIAN_BIAS))

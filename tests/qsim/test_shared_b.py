@@ -6,10 +6,12 @@ import torch
 
 from qsim.errors import InputError
 from qsim.estimators import Status, build_estimator
+from qsim.estimators.pieces import peaks, pieces
 from qsim.estimators.profile import Profile
 from qsim.information import crb
 from qsim.signals import InversionRecovery, InversionRecovery2P, T2Prep
 from tests.published import TABLE_1, TI_31
+from tests.qsim.brain_like import brain_like, noisy_images
 
 IR = InversionRecovery(ti=TI_31)
 
@@ -120,6 +122,7 @@ def test_slope_of_the_profile_is_right_on_average():
     images = noisy(IR, kappa, 0.65 / snr, generator).float().double()
     profile = Profile(TI_31, False, images)
     point = profile.at(b)
+    assert bool(point.ended.all())
     ti = torch.tensor(TI_31, dtype=torch.float64)[:, None]
 
     def phi(depth, t1):
@@ -170,3 +173,145 @@ def test_needs_a_model_with_b(model):
 def test_refuses_a_map_of_b():
     with pytest.raises(InputError, match=r"known.B: shared-b takes one number"):
         build_estimator("shared-b", IR)(torch.ones(31, 3), known={"B": torch.tensor([1.8, 1.9, 2.0])})
+
+
+@pytest.mark.parametrize(("b", "sigma"), [(0.6, 0.02), (1.0, 0.1), (1.8, 0.15), (2.6, 0.05)])
+def test_pieces_find_the_best_t1_of_every_voxel(b, sigma):
+    """Against 40 000 atoms in float64: what is explained, not T1, which has ties."""
+    kappa, _ = brain_like(4, 400, b=b)
+    images = noisy_images(kappa, sigma, 5)
+    found = peaks(pieces(TI_31, False, b, images.device), images)
+    t1 = torch.logspace(-2, np.log10(6), 40_000, dtype=torch.float64)
+    atoms = (1 - b * torch.exp(-torch.tensor(TI_31, dtype=torch.float64) / t1[:, None])).abs()
+    best = ((atoms / atoms.norm(dim=1, keepdim=True)) @ images.double()).clamp_min(0).square().amax(0)
+    # float32: 24 bits of the product of 31 images with an atom, squared
+    rounding = 3e-6 * best
+    short = best - found.explained
+    # a log-likelihood .01 below the best is .14 SD of T1 away
+    assert float((short > rounding + 0.02 * sigma**2).double().mean()) < 0.01
+    assert bool((short > -rounding - 0.002 * sigma**2).all())
+    assert bool(found.ended.all())
+
+
+@pytest.mark.parametrize(("sigma", "better"), [(0.149, "histogram"), (0.0065, "profile")])
+def test_auto_is_the_better_of_both(sigma, better):
+    """RMS error of B over five draws: the histogram where the noise is high, the profile where it is low."""
+    error = {"profile": 0.0, "histogram": 0.0}
+    for draw in range(5):
+        kappa, _ = brain_like(draw, 3000)
+        images = noisy_images(kappa, sigma, 100 + draw)
+        found = {
+            name: float(build_estimator("shared-b", IR, {"pooling": name})(images, sigma=sigma).kappa[1, 0])
+            for name in error
+        }
+        for name in error:
+            error[name] += (found[name] - float(kappa[1, 0])) ** 2
+    assert float(build_estimator("shared-b", IR)(images, sigma=sigma).kappa[1, 0]) == found[better]
+    assert error[better] == min(error.values())
+
+
+@pytest.mark.parametrize("sigma", [0.149, 0.0217])
+def test_scale_of_the_images_does_not_matter(sigma):
+    kappa, _ = brain_like(3, 3000)
+    images = noisy_images(kappa, sigma, 1)
+    estimate = build_estimator("shared-b", IR)
+    found = estimate(images, sigma=sigma).kappa
+    for factor in (1000.0, 1 / 1024):
+        scaled = estimate(images * factor, sigma=sigma * factor).kappa
+        # float32 sums round otherwise; the standard error of B is .004 and more here
+        assert float(scaled[1, 0]) == pytest.approx(float(found[1, 0]), abs=2e-4)
+        # a voxel near a tie of two maxima may take the other
+        moved = (scaled[0] / factor / found[0] - 1).abs() > 5e-3
+        assert float(moved.double().mean()) < 3e-3
+
+
+def test_sigma_is_estimated_and_named():
+    kappa, _ = brain_like(3, 3000)
+    found = build_estimator("shared-b", IR)(noisy_images(kappa, 0.065, 1))
+    assert found.noise_level is not None
+    # 3000 voxels of 29 degrees of freedom: SD .24 %; the modulus takes up a little more at the kinks
+    assert float(found.noise_level.sigma) == pytest.approx(0.065, rel=0.015)
+    assert found.noise_level.source == "residual"
+
+
+@pytest.mark.parametrize(("pooling", "low", "high"), [("profile", 0.01, 0.3), ("histogram", 0.06, 1.0)])
+def test_a_map_of_sigma_weighs_the_voxels(pooling, low, high):
+    """Half of the voxels are nearly worthless: with the map B is better than with one sigma for all."""
+    options, errors = {"pooling": pooling}, {"map": 0.0, "one": 0.0}
+    for draw in range(3):
+        kappa, _ = brain_like(draw, 1500, b=1.85)
+        sigma = torch.where(torch.arange(1500) % 2 == 0, low, high).double()
+        generator = torch.Generator().manual_seed(draw)
+        images = IR(kappa) + sigma * torch.randn(31, 1500, generator=generator, dtype=torch.float64)
+        estimate = build_estimator("shared-b", IR, options)
+        errors["map"] += (float(estimate(images, sigma=sigma).kappa[1, 0]) - 1.85) ** 2
+        errors["one"] += (float(estimate(images, sigma=float(sigma.square().mean().sqrt())).kappa[1, 0]) - 1.85) ** 2
+    assert errors["map"] < 0.5 * errors["one"]
+
+
+def test_a_map_of_one_value_is_that_value():
+    kappa, _ = brain_like(1, 500)
+    images = noisy_images(kappa, 0.02, 2)
+    estimate = build_estimator("shared-b", IR, {"covariance": True})
+    one, same = estimate(images, sigma=0.02), estimate(images, sigma=torch.full((500,), 0.02))
+    # the series over sigma rounds otherwise in float32; the standard error of B is .011 here
+    torch.testing.assert_close(one.kappa[1], same.kappa[1], rtol=0, atol=5e-4)
+    torch.testing.assert_close(one.variances["noise"], same.variances["noise"], rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("sigma", [0.0217, 0.0065])
+def test_variances_are_those_of_the_bound_and_of_the_errors(sigma):
+    kappa, _ = brain_like(7, 3000, b=1.85)
+    bound = crb(IR, kappa, sigma, shared=("B",))
+    estimate = build_estimator("shared-b", IR, {"covariance": True})
+    z = []
+    for draw in range(6):
+        found = estimate(noisy_images(kappa, sigma, draw), sigma=sigma)
+        sd = found.variances["noise"].sqrt()
+        # at the estimate instead of the truth; CV of T1 under 3 %
+        assert float((sd[2] / bound.sd[2]).median()) == pytest.approx(1, abs=0.05)
+        # the curvature of 3000 voxels
+        assert float(sd[1, 0] / bound.sd[1, 0]) == pytest.approx(1, abs=0.1)
+        z.append((found.kappa - kappa) / sd)
+    inside = (torch.stack(z)[:, 2].abs() < 1.96).double().mean()
+    # B, a part of every error, is drawn six times only
+    assert 0.92 < float(inside) < 0.98
+    assert found.covariance is not None
+    torch.testing.assert_close(found.covariance[1, 1], found.variances["noise"][1])
+
+
+def test_covariance_at_known_b_is_that_without_b():
+    kappa, _ = brain_like(7, 200, b=1.85)
+    images = noisy_images(kappa, 0.0217, 1)
+    found = build_estimator("shared-b", IR, {"covariance": True})(images, sigma=0.0217, known={"B": 1.85})
+    bound = crb(IR, kappa, 0.0217, known=("B",))
+    assert bool((found.variances["noise"][1] == 0).all())
+    assert float((found.variances["noise"][2].sqrt() / bound.sd[2]).median()) == pytest.approx(1, abs=0.05)
+
+
+def test_refuses_finite_tr_and_unknown_pooling():
+    with pytest.raises(InputError, match="shared-b needs full recovery"):
+        build_estimator("shared-b", InversionRecovery(ti=TI_31, tr=3.0))
+    with pytest.raises(InputError, match="pooling: wanted auto, profile, histogram, got 'mean'"):
+        build_estimator("shared-b", IR, {"pooling": "mean"})
+    with pytest.raises(InputError, match="sigma: must be positive"):
+        build_estimator("shared-b", IR)(torch.ones(31, 3), sigma=0.0)
+    two = build_estimator("shared-b", InversionRecovery(ti=(0.2, 0.9)))
+    with pytest.raises(InputError, match="A, T1, B need 3 different times, got 2"):
+        two(torch.ones(2, 3))
+    assert bool((two(torch.ones(2, 3), known={"B": 1.9}).status != Status.NOT_COMPUTED).all())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("sigma", [0.149, 0.0217])
+def test_same_on_cuda(sigma):
+    kappa, _ = brain_like(3, 20000)
+    images = noisy_images(kappa, sigma, 1)
+    estimate = build_estimator("shared-b", IR, {"covariance": True})
+    here, there = estimate(images, sigma=sigma), estimate(images.cuda(), sigma=sigma)
+    assert there.kappa.device.type == "cuda"
+    # sums in another order; the standard error of B is .001 and more here
+    assert float(there.kappa[1, 0]) == pytest.approx(float(here.kappa[1, 0]), abs=5e-4)
+    close = (there.kappa[2].cpu() / here.kappa[2] - 1).abs() < 5e-3
+    assert float(close.double().mean()) > 0.98

@@ -1,5 +1,6 @@
 """The Monte Carlo study against estimators whose answer is known."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -8,8 +9,8 @@ import torch
 
 from qsim.distributions import Constant
 from qsim.estimators.base import Estimate, Status
-from qsim.evaluation.blocks import block_path, read_block, write_block
-from qsim.evaluation.study import Case, Design, MethodResult, noisy_images, painters, run_block, run_jobs
+from qsim.evaluation.blocks import block_key, from_arrays, read_arrays, to_arrays, write_arrays
+from qsim.evaluation.study import Case, Design, MethodResult, noisy_images, painters, run_block, told
 from qsim.evaluation.table import ALL, Row, Table, csv_text, read_csv, rows_of_snr
 from qsim.kspace.noise import GaussianNoise, RicianNoise
 from qsim.signals import InversionRecovery
@@ -336,47 +337,50 @@ def test_numbers_do_not_depend_on_the_workers():
 
     results = []
     for workers in (1, 3):
-        done = {}
-        run_jobs(jobs, run, lambda block, done=done: done.update({(block.draw, block.snr): block}), workers)
-        results.append(done)
+        with ThreadPoolExecutor(workers) as pool:
+            results.append({(block.draw, block.snr): block for block in pool.map(run, jobs)})
     assert len(results[0]) == 6
     for key, block in results[0].items():
         equal(block, results[1][key])
 
 
-def test_a_failing_job_is_raised_and_stops_the_rest():
-    ran = []
-
-    def run(job):
-        ran.append(job)
-        if job == 2:
-            raise RuntimeError("job 2")
-        return job
-
-    with pytest.raises(RuntimeError, match="job 2"):
-        run_jobs(range(200), run, lambda _: None, 1)
-    assert ran == [0, 1, 2]
-
-
 def test_blocks_come_back_as_they_were_and_only_to_their_study(tmp_path):
     case = make_case()
     block = run_block(case, [Known(case), OnlyT1(case)], design(3), 10.0)
-    write_block(tmp_path, block, "a digest")
-    back = read_block(tmp_path, 0, 10.0, "a digest")
+    path = tmp_path / "block.npz"
+    write_arrays(path, to_arrays(block), "a digest")
+    back = from_arrays(read_arrays(path, "a digest"))
     equal(block, back)
     assert (back.draw, back.snr, back.sigma, back.repeats, back.tissues) == (0, 10.0, 0.065, 3, ("gm", "wm"))
-    assert read_block(tmp_path, 0, 10.0, "another digest") is None
-    assert read_block(tmp_path, 1, 10.0, "a digest") is None
-    assert block_path(tmp_path, 0, 10.0) != block_path(tmp_path, 0, 10.00000001)
-    path = block_path(tmp_path, 0, 10.0)
+    assert read_arrays(path, "another digest") is None
+    assert read_arrays(tmp_path / "none.npz", "a digest") is None
+    assert block_key(0, 10.0) != block_key(0, 10.00000001)
     whole = path.read_bytes()
     for place in range(100, len(whole), len(whole) // 20):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) * 8 + whole[place + 8 :])
-        read_block(tmp_path, 0, 10.0, "a digest")
-    path.write_bytes(whole)
-    path.write_bytes(path.read_bytes()[:2000])
-    assert read_block(tmp_path, 0, 10.0, "a digest") is None
+        read_arrays(path, "a digest")
+    path.write_bytes(whole[:2000])
+    assert read_arrays(path, "a digest") is None
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_method_may_be_told_the_truth():
+    """A map where the row varies, one number where the mask shares it; others get nothing."""
+    case = make_case()
+    model = design(2).model
+    given = told(case, model, ("B", "T1"))
+    assert given["B"].ndim == 0
+    torch.testing.assert_close(given["T1"], case.kappa[2])
+    assert told(case, model, ()) is None
+
+    class Asks(Known):
+        def __call__(self, images, sigma=None, mask=None, known=None):
+            asked.append(known)
+            return super().__call__(images, sigma, mask)
+
+    asked = []
+    run_block(case, [Asks(case)], replace(design(2), told={"known": ("B",)}), 10.0)
+    assert [list(known) for known in asked] == [["B"]] * 3
 
 
 def test_two_methods_of_one_name_are_refused():

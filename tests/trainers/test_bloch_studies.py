@@ -13,6 +13,7 @@ import yaml
 from generators.reading import read_config
 from qsim.errors import InputError
 from qsim.evaluation.table import Row
+from trainers.block_runner import Command
 from trainers.prep_robustness import PrepRobustnessConfig
 from trainers.readout_bias import ReadoutBiasConfig
 from trainers.registry import config_schema, registries
@@ -78,7 +79,7 @@ def table(folder, name):
 
 def run(config, out, workers=1):
     chosen = STUDIES[config["kind"]]
-    return chosen.run(chosen.config.model_validate(config), out, workers, "cpu")
+    return chosen.run(chosen.config.model_validate(config), out, Command(workers))
 
 
 @pytest.fixture(scope="module", params=[PREP, READOUT], ids=lambda c: c["kind"])
@@ -200,7 +201,7 @@ def test_names_keep_two_of_a_kind_apart(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "blurriness"}, r"kind: got 'blurriness', wanted one of 'noise', 'prep_robustness', 'readout_bias'$"),
+        ({"kind": "quality"}, r"kind: got 'quality', wanted one of 'noise', .*'prep_robustness', 'readout_bias'"),
         ({"kind": None}, r"kind: missing, wanted one of 'noise'"),
         ({"preparations__0__cluster": "QSL"}, r"preparations\[0\]\.cluster: input should be 'SSL'"),
         (
@@ -285,9 +286,8 @@ def test_the_command_runs_a_study_and_refuses_in_one_line(tmp_path):
 
     bad = qsim("bad.yaml")
     assert bad.returncode == 2
-    assert bad.stderr.strip() == (
-        "qsim: bad.yaml: kind: got 'quality', wanted one of 'noise', 'prep_robustness', 'readout_bias'"
-    )
+    wanted = ", ".join(map(repr, STUDIES))
+    assert bad.stderr.strip() == f"qsim: bad.yaml: kind: got 'quality', wanted one of {wanted}"
     assert not (tmp_path / "out").exists()
     good = qsim("good.yaml")
     assert good.returncode == 0, good.stderr
@@ -295,7 +295,8 @@ def test_the_command_runs_a_study_and_refuses_in_one_line(tmp_path):
 
 
 def test_lists_and_schema_know_every_kind():
-    assert set(registries()["studies"]) == {"noise", "prep_robustness", "readout_bias"}
+    kinds = {"noise", "blurriness", "generalisation", "uncertainty", "grid", "mismatch", "run_time"}
+    assert set(registries()["studies"]) == kinds | {"prep_robustness", "readout_bias"}
     schema = config_schema("study")
     assert schema["properties"]["kind"]["enum"] == list(STUDIES)
     assert set(schema["discriminator"]["mapping"]) == set(STUDIES)

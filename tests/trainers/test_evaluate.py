@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from qsim.estimators.base import Estimate
 from qsim.evaluation.summary import number
 from qsim.evaluation.table import Row
 from qsim.parameters import T1
+from trainers.block_runner import Command
 from trainers.evaluate import StudyConfig, run_study
 
 T1_CONFIG = {
@@ -168,8 +170,83 @@ def test_the_report_shows_the_numbers_of_the_table(finished):
 
 
 def test_numbers_do_not_depend_on_the_workers(finished, tmp_path, no_page):
-    run_study(study(), tmp_path / "three", workers=3)
+    run_study(study(), tmp_path / "three", Command(workers=3))
     assert numbers(tmp_path / "three") == numbers(finished)
+
+
+def test_numbers_do_not_depend_on_processes(finished, tmp_path, no_page):
+    run_study(study(), tmp_path / "processes", Command(workers=2, scheduler="processes"))
+    assert numbers(tmp_path / "processes") == numbers(finished)
+
+
+OWN = """
+import torch
+from qsim.estimators import build_estimator
+from qsim.estimators.adapters import VoxelByVoxel
+
+
+def build(model):
+    return VoxelByVoxel("mine", model, lambda series: [series.max(), 2.0, 1.0])
+
+
+def broken(model):
+    return 3
+
+
+fixed = 3
+"""
+
+
+def test_a_method_of_ones_own(tmp_path, no_page, monkeypatch):
+    """By module and object, from the current folder; its source is recorded, and another source is another study."""
+    (tmp_path / "my_fit.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    command = Command(estimators=("my_fit:build",))
+    config = study(changed(draws=1, snr=[10]))
+    run_study(config, tmp_path / "out", command)
+    rows = [row for row in table(tmp_path / "out") if row["estimator"] == "mine"]
+    bias = next(
+        float(r["value"])
+        for r in rows
+        if (r["metric"], r["parameter"], r["draw"], r["tissue"]) == ("relative_bias_mean", "T1", "all", "wm")
+    )
+    truth = next(
+        float(r["value"])
+        for r in table(tmp_path / "out")
+        if (r["estimator"], r["metric"], r["parameter"], r["draw"], r["tissue"])
+        == ("truth", "truth_mean", "T1", "all", "wm")
+    )
+    # voxels vary by 5 %: the mean of ratios is about .25 % from the ratio of means
+    assert bias == pytest.approx(100 * (1.0 / truth - 1), abs=1.0)
+    record = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    digest = hashlib.sha256(OWN.encode()).hexdigest()
+    assert record["own_methods"] == {"mine": {"from": "my_fit:build", "sha256": digest}}
+    with pytest.raises(InputError, match="another config"):
+        run_study(config, tmp_path / "out")
+    for where, message in {
+        "my_fit": "wanted module:object",
+        "my_fit:nothing": "my_fit has no 'nothing'",
+        "no_fit:build": "there is no module 'no_fit'",
+        "my_fit:fixed": "is no function or class",
+        "my_fit:broken": "does not build an Estimator",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            run_study(config, tmp_path / "other", Command(estimators=(where,)))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_fit_that_is_told_b_is_held_against_the_known_bound(tmp_path):
+    told = {"method": "least-squares", "known": ["B"]}
+    report = run_study(study(changed(estimators=["least-squares", told], draws=1, snr=[60])), tmp_path / "out")
+    assert "least-squares, B known" in report.read_text()
+    rmse = {
+        row["estimator"]: float(row["value"])
+        for row in table(tmp_path / "out")
+        if (row["metric"], row["parameter"], row["draw"], row["tissue"]) == ("rmse_median", "T1", "all", "gm")
+    }
+    # the bounds of this protocol with B free and known differ by more than a fifth
+    assert rmse["least-squares, B known"] < 0.9 * rmse["least-squares"]
 
 
 def test_a_killed_study_goes_on_and_ends_the_same(finished, tmp_path, monkeypatch, no_page):
@@ -317,9 +394,19 @@ def test_two_networks_of_one_name_need_names(run, tmp_path, no_page):
         ),
         ({"estimators": [{"models": "x"}]}, r"estimators\[0\]: got \{'models': 'x'\}, wanted a name"),
         ({"estimators": []}, r"estimators: "),
-        ({"estimators": ["shared-b", "shared-b"]}, r"estimators: shared-b is given twice"),
+        ({"estimators": [{"method": "shared-b", "weight": 3}]}, r"estimators\[0\]: got .*options: "),
+        ({"estimators": [{"method": "mle"}]}, r"estimators\[0\]: unknown method 'mle'"),
+        (
+            {"estimators": [{"method": "least-squares", "known": ["T2"]}]},
+            r"estimators\[0\]\.known: T2 is no row of the model, which has A, B, T1",
+        ),
+        (
+            {"estimators": [{"method": "least-squares", "options": {"weight": 3}}]},
+            r"estimators\[0\]: least-squares has no option 'weight'",
+        ),
+        ({"estimators": ["shared-b", "shared-b"]}, r"estimators\[1\]: shared-b is given twice"),
         ({"snr": [10, 0]}, r"snr\[1\]: .*greater than 0"),
-        ({"snr": [10, 10]}, r"snr: 10\.0 is given twice"),
+        ({"snr": [10, 10]}, r"snr: 10 is given twice"),
         ({"repeats": 1}, r"repeats: .*greater than or equal to 2"),
         ({"draws": 0}, r"draws: "),
         ({"crop": [24]}, r"crop must hold two numbers"),

@@ -1,0 +1,170 @@
+"""`blurriness` and `generalisation` from config to files, on analytic shapes."""
+
+import csv
+import json
+import re
+
+import pytest
+import yaml
+
+import trainers.infer
+from generators.reading import read_config
+from qsim.errors import InputError
+from trainers.block_runner import Command
+from trainers.blurriness import BlurrinessConfig, run_blurriness
+from trainers.generalisation import GeneralisationConfig, run_generalisation
+
+DATA = {
+    "seed": 4,
+    "split": "test",
+    "phantom": {
+        "kind": "geometry",
+        "size": [40, 40],
+        "spacing_mm": [1.0, 1.0],
+        "shapes": [
+            {"shape": "disc", "tissue": "gm", "radius_mm": 19.0},
+            {"shape": "disc", "tissue": "wm", "radius_mm": 13.0},
+        ],
+    },
+    "tissues": {"kind": "sabidussi2021"},
+    "partial_volume": False,
+    "model": {"kind": "inversion_recovery", "ti": [0.1, 0.2, 0.4, 0.8, 1.6, 3.0]},
+    "noise": {"kind": "gaussian", "sigma": {"kind": "constant", "value": 0.01}},
+}
+BLUR = {
+    "seed": 2,
+    "kind": "blurriness",
+    "data": DATA,
+    "estimators": ["shared-b", {"method": "least-squares", "known": ["B"]}],
+    "structures": [
+        {"name": "point", "tissue": "wm", "extent": [1, 1], "value": 1.4},
+        {"name": "line", "tissue": "wm", "extent": [1, 4], "value": 1.4},
+    ],
+    "snr": [60],
+    "draws": 2,
+    "repeats": 4,
+    "crop": [36, 36],
+}
+PROTOCOLS = {"long": [0.1, 0.2, 0.4, 0.8, 1.6, 3.0], "short": [0.1, 0.2, 0.4, 0.8, 1.2]}
+GENERAL = {key: BLUR[key] for key in ("seed", "data", "estimators", "snr", "draws", "crop")} | {
+    "kind": "generalisation",
+    "repeats": 3,
+    "protocols": PROTOCOLS,
+    "estimators": ["shared-b", "least-squares"],
+}
+KINDS = {"blurriness": (BlurrinessConfig, run_blurriness), "generalisation": (GeneralisationConfig, run_generalisation)}
+
+
+def run(config, out, **command):
+    kind, runner = KINDS[config["kind"]]
+    return runner(kind.model_validate(config), out, Command(**command))
+
+
+def table(folder):
+    with (folder / "results.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["metric"] != "cpu_seconds_per_image"]
+
+
+@pytest.fixture(scope="module", params=[BLUR, GENERAL], ids=["blurriness", "generalisation"])
+def finished(request, tmp_path_factory):
+    out = tmp_path_factory.mktemp("study") / "out"
+    run(request.param, out)
+    return request.param, out
+
+
+def test_files_and_page(finished):
+    _, out = finished
+    assert sorted(p.name for p in out.iterdir()) == ["blocks", "provenance.json", "report.html", "results.csv"]
+    assert json.loads((out / "provenance.json").read_text())["complete"] is True
+    page = (out / "report.html").read_text()
+    assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//", page)
+    for text in ("0.65 / σ", "least-squares", "shared-b", "population-constant", "bound"):
+        assert text in page
+
+
+def test_workers_and_processes_change_no_number(finished, tmp_path):
+    config, out = finished
+    run(config, tmp_path / "out", workers=2, scheduler="processes")
+    assert table(tmp_path / "out") == table(out)
+    with pytest.raises(InputError, match="another config"):
+        run(config | {"repeats": 5}, out)
+
+
+def test_a_voxelwise_fit_keeps_small_structures(tmp_path):
+    run(BLUR, tmp_path / "out")
+    rows = {
+        (row["estimator"], row["tissue"], row["metric"]): float(row["value"])
+        for row in table(tmp_path / "out")
+        if row["draw"] == "all" and row["value"]
+    }
+    for who in ("shared-b", "least-squares, B known"):
+        # nothing is smoothed: the contrast is kept up to the noise, some per cent of it
+        assert rows[who, "point, structure", "contrast_recovery"] == pytest.approx(1, abs=0.1)
+        assert rows[who, "line, structure", "contrast_recovery"] == pytest.approx(1, abs=0.05)
+    # who paints the mean of the tissue shows no contrast at all
+    assert rows["true-tissue-mean", "point, structure", "contrast_recovery"] == pytest.approx(0, abs=1e-3)
+
+
+def test_more_images_tell_more(tmp_path):
+    run(GENERAL, tmp_path / "out")
+    cv = {
+        row["estimator"]: float(row["value"])
+        for row in table(tmp_path / "out")
+        if (row["metric"], row["parameter"], row["tissue"], row["draw"]) == ("bound_median", "T1", "gm", "all")
+    }
+    # T1 of grey matter is 1.4 s: a protocol that ends at 1.2 s hardly tells B from A
+    assert cv["bound-free on short"] > 2 * cv["bound-free on long"]
+
+
+def test_a_network_that_takes_one_protocol_is_left_out_elsewhere_and_the_page_says_so(tmp_path, monkeypatch):
+    from tests.trainers.test_evaluate import Network as Paints
+
+    weights = tmp_path / "run" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    monkeypatch.setattr(trainers.infer, "find_network", lambda run: weights)
+
+    def load(run, model, device="cpu"):
+        if len(model.ti) != 6:
+            raise InputError("model: maps only the protocol it was trained on")
+        return Paints()
+
+    monkeypatch.setattr(trainers.infer, "load_estimator", load)
+    config = GENERAL | {"estimators": ["shared-b", {"model": "resnet"}], "allow_training_anatomy": True}
+    page = run(config, tmp_path / "out").read_text()
+    assert "Not applicable" in page
+    assert "maps only the protocol it was trained on" in page
+    who = {row["estimator"] for row in table(tmp_path / "out")}
+    assert {f"{Paints.name} on long", "shared-b on short"} <= who
+    assert f"{Paints.name} on short" not in who
+    only_short = config | {"protocols": {"short": PROTOCOLS["short"]}}
+    with pytest.raises(InputError, match=r"estimators\[1\]\.model: takes none of the protocols"):
+        run(only_short, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (BLUR, {"structures": []}, r"structures: empty"),
+        (BLUR, {"parameter": "T2"}, r"parameter: got T2, wanted a relaxation time of the model: T1"),
+        (BLUR, {"structures": [BLUR["structures"][0] | {"value": 400}]}, r"structures\[0\]\.value: .*milliseconds"),
+        (BLUR, {"structures": [BLUR["structures"][0]] * 2}, r"structures\[1\]\.name: point is given twice"),
+        (BLUR, {"structures": [BLUR["structures"][0] | {"extent": [0, 1]}]}, r"extent"),
+        (GENERAL, {"protocols": {"ms": [100, 200, 400]}}, r"protocols\.ms: ti must be in seconds"),
+        (GENERAL, {"protocols": {}}, r"protocols"),
+        (GENERAL, {"protocols": {"a/b": [0.1, 0.2, 0.3]}}, r"protocols: 'a/b' is no name"),
+        (GENERAL, {"draws": 0}, r"draws: "),
+    ],
+)
+def test_refusals_name_the_field(config, changes, message, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps({**config, **changes}))))
+    with pytest.raises(InputError, match=message):
+        read_config(path, KINDS[config["kind"]][0])
+
+
+def test_too_large_a_structure_is_refused_before_anything_is_written(tmp_path):
+    config = BLUR | {"structures": [BLUR["structures"][0] | {"extent": [30, 30]}]}
+    with pytest.raises(InputError, match=r"structures\[0\]: draw 0 has no 32 x 32 voxels of pure wm"):
+        run(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

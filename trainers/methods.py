@@ -1,0 +1,290 @@
+"""The methods of a study: what its config and its command name, and the estimators that come of it."""
+
+import hashlib
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from generators.config import GeneratorConfig
+from qsim.errors import InputError
+from qsim.estimators import ESTIMATORS, Estimate, Estimator, TissuePrior, build_estimator, build_foreign
+from qsim.parameters import Parameter
+from qsim.signals.base import SignalModel
+
+
+class ModelEntry(BaseModel):
+    """A trained network among the estimators.
+
+    Attributes:
+        model: folder of the run, or name of a shipped network.
+        name: in tables; that of the network's task if not given.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1)] | None = None
+
+
+class MethodEntry(BaseModel):
+    """A method with options, or one that is told the truth of some rows.
+
+    Attributes:
+        method: name of the method.
+        name: in tables; the method's own, and what it is told, if not given.
+        known: rows whose true values the method is given.
+        options: of the method, as `{weight: 500}`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    method: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1)] | None = None
+    known: tuple[str, ...] = ()
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+
+
+Entry = str | MethodEntry | ModelEntry
+
+
+def check_shapes(given: Any) -> Any:
+    """Refuse entries that are neither a name nor a method nor a network, in one line; for validators in mode "before".
+
+    Raises: ValueError.
+    """
+    if not isinstance(given, list | tuple):
+        return given
+    for i, entry in enumerate(given):
+        if isinstance(entry, str | ModelEntry | MethodEntry):
+            continue
+        keys = set(entry) if isinstance(entry, dict) else set()
+        if not (
+            ("model" in keys and keys <= set(ModelEntry.model_fields))
+            or ("method" in keys and keys <= set(MethodEntry.model_fields))
+        ):
+            raise ValueError(
+                f"estimators[{i}]: got {entry!r}, wanted a name ({', '.join(ESTIMATORS)}), {{model: run}}, or "
+                "{method: name, known: [rows], options: {...}}"
+            )
+    return given
+
+
+def check_entries(entries: Sequence[Entry], model: SignalModel, prior: TissuePrior | None = None) -> None:
+    """Refuse methods that do not exist, do not fit the model, or are given twice.
+
+    Raises: ValueError, starting with the place in the list.
+    """
+    for i, entry in enumerate(entries):
+        if entry in entries[:i]:
+            raise ValueError(f"estimators[{i}]: {_text(entry)} is given twice")
+        if isinstance(entry, ModelEntry):
+            continue
+        rows = [parameter.name for parameter in model.parameters]
+        unknown = [row for row in _known(entry) if row not in rows]
+        if unknown:
+            raise ValueError(
+                f"estimators[{i}].known: {', '.join(unknown)} is no row of the model, which has {', '.join(rows)}"
+            )
+        try:
+            _build(entry, model, prior)
+        except InputError as error:
+            raise ValueError(f"estimators[{i}]: {str(error).removeprefix('estimators: ')}") from None
+
+
+def takes_prior(entry: Entry) -> bool:
+    """Whether a method of this package asks for the distributions of the tissues."""
+    name = entry.method if isinstance(entry, MethodEntry) else entry
+    return isinstance(name, str) and name in ESTIMATORS and ESTIMATORS[name].takes_prior
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """An estimator under another name."""
+
+    name: str
+    estimator: Estimator
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return self.estimator.parameters
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        return pools(self.estimator)
+
+    def __call__(
+        self,
+        images: Tensor,
+        sigma: float | Tensor | None = None,
+        mask: Tensor | None = None,
+        known: Mapping[str, Tensor] | None = None,
+    ) -> Estimate:
+        return self.estimator(images, sigma=sigma, mask=mask, known=known)
+
+
+def pools(estimator: Estimator) -> tuple[str, ...]:
+    """Parameters that an estimator takes as common to voxels."""
+    named: tuple[str, ...] = getattr(estimator, "pools", ())
+    return named
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A trained network of a study, as provenance records it."""
+
+    run: str
+    sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A method of a study.
+
+    Attributes:
+        estimator: under its name in tables.
+        told: rows whose true values it is given.
+        weights: of a network.
+        held_out: False: a network whose training may have held the anatomy of the study.
+        source: of a user's own method: where it stands, and the sha256 of that file.
+    """
+
+    estimator: Estimator
+    told: tuple[str, ...] = ()
+    weights: Weights | None = None
+    held_out: bool = True
+    source: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.estimator.name
+
+
+def choose(
+    entries: Sequence[Entry],
+    own: Sequence[str],
+    model: SignalModel,
+    *,
+    data: GeneratorConfig | None = None,
+    prior: TissuePrior | None = None,
+    device: str = "cpu",
+    taken: Sequence[str] = (),
+) -> tuple[Chosen, ...]:
+    """Build the methods of a study.
+
+    Args:
+        entries: of the config.
+        own: the user's own, "module:object".
+        model: signal model of the series.
+        data: of the study; None: it has no anatomy, so no network can have seen it.
+        prior: of the tissues, for methods that take one.
+        device: where networks run.
+        taken: names that no method may have.
+    Raises: InputError naming the place in the list, or the option.
+    """
+    chosen = [_choose(entry, i, model, data, prior, device) for i, entry in enumerate(entries)]
+    chosen += [_own(where, model) for where in own]
+    names = [*(each.name for each in chosen), *taken]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(
+            f"estimators: two are called {', '.join(twice)}; name one of them: {{model: ..., name: ...}} or "
+            "{method: ..., name: ...}"
+        )
+    return tuple(chosen)
+
+
+def _choose(
+    entry: Entry,
+    number: int,
+    model: SignalModel,
+    data: GeneratorConfig | None,
+    prior: TissuePrior | None,
+    device: str,
+) -> Chosen:
+    if isinstance(entry, ModelEntry):
+        return _load(entry, number, model, data, device)
+    estimator, told = _build(entry, model, prior), _known(entry)
+    given = entry.name if isinstance(entry, MethodEntry) else None
+    name = given or (f"{estimator.name}, {', '.join(told)} known" if told else estimator.name)
+    return Chosen(estimator if name == estimator.name else Renamed(name, estimator), told)
+
+
+def _build(entry: str | MethodEntry, model: SignalModel, prior: TissuePrior | None) -> Estimator:
+    if isinstance(entry, str):
+        return build_estimator(entry, model, prior=prior)
+    return build_estimator(entry.method, model, entry.options, prior)
+
+
+def _known(entry: str | MethodEntry) -> tuple[str, ...]:
+    return entry.known if isinstance(entry, MethodEntry) else ()
+
+
+def _text(entry: Entry) -> str:
+    return entry if isinstance(entry, str) else str(entry.model_dump(exclude_defaults=True))
+
+
+def _load(entry: ModelEntry, number: int, model: SignalModel, data: GeneratorConfig | None, device: str) -> Chosen:
+    """A network, and whether it cannot have seen the anatomy of the study."""
+    from trainers.infer import find_network, load_estimator
+
+    try:
+        network = load_estimator(entry.model, model, device)
+    except InputError as error:
+        raise InputError(f"estimators[{number}].model: {error}") from None
+    trained = network.trained_on
+    if data is not None and trained is not None and trained.seed == data.seed:
+        raise InputError(
+            f"data.seed: {data.seed} is the seed of the training data of {entry.model}: the draws of the study would "
+            "have the tissue values and B of training samples; choose another"
+        )
+    file = find_network(entry.model)
+    return Chosen(
+        estimator=network if entry.name is None else Renamed(entry.name, network),
+        weights=Weights(entry.model, {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}),
+        held_out=data is None or (trained is not None and _apart(trained, data)),
+    )
+
+
+def _apart(trained: GeneratorConfig, data: GeneratorConfig) -> bool:
+    """Whether a training set and a study hold disjoint anatomy: train and test of one way to split it, or two kinds."""
+    if trained.phantom_spec.kind != data.phantom_spec.kind:
+        return True
+    one_split = trained.phantom_spec == data.phantom_spec and trained.slice_axis == data.slice_axis
+    return one_split and (trained.split, data.split) == ("train", "test")
+
+
+def _own(where: str, model: SignalModel) -> Chosen:
+    """The user's own method, from a module that Python finds or that lies in the current folder."""
+    module_name, _, path = where.partition(":")
+    if not module_name or not path:
+        raise InputError(f"--estimator: got {where!r}, wanted module:object, for example my_fit:build")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        # as `python -m` does; processes are started with the same path
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise InputError(f"--estimator: {module_name} cannot be imported: {error}") from None
+        raise InputError(
+            f"--estimator: there is no module {module_name!r}, neither installed nor in this folder"
+        ) from None
+    except Exception as error:
+        raise InputError(f"--estimator: {module_name} cannot be imported: {type(error).__name__}: {error}") from None
+    file = getattr(found, "__file__", None)
+    for step in path.split("."):
+        if not hasattr(found, step):
+            raise InputError(f"--estimator: {module_name} has no {path!r}")
+        found = getattr(found, step)
+    if not callable(found):
+        raise InputError(f"--estimator: {where} is no function or class that builds an estimator for a signal model")
+    estimator = build_foreign(path, where, found, model, {})
+    source = {"from": where}
+    if file is not None:
+        source["sha256"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return Chosen(estimator, source=source)
