@@ -7,8 +7,8 @@ import pytest
 from generators.config import GeneratorConfig
 from generators.reading import read_config
 from trainers.config import TrainConfig
-from trainers.evaluate import StudyConfig
-from trainers.studies import read_study
+from trainers.studies.evaluate import StudyConfig
+from trainers.studies.registry import read_study
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -89,8 +89,8 @@ def study(
     ] = None,
 ) -> None:
     """Run a study against known truth, by its kind: estimators under noise, preparations under B0 and B1, readouts."""
-    from trainers.block_runner import Command
-    from trainers.studies import read_study
+    from trainers.studies.block_runner import Command
+    from trainers.studies.registry import read_study
 
     chosen, read = read_study(config)
     chosen.run(read, out, Command(workers, scheduler, device.value, tuple(estimator or ())))

@@ -10,7 +10,7 @@ from qsim.estimators import ESTIMATORS, method_options
 from qsim.signals import MODELS
 from trainers.config import TrainConfig
 from trainers.networks import NETWORKS
-from trainers.studies import STUDIES, study_schema
+from trainers.studies.registry import STUDIES, study_schema
 
 _CONFIGS: dict[str, type[BaseModel]] = {"generate": GeneratorConfig, "train": TrainConfig}
 

@@ -10,7 +10,7 @@ from scipy.ndimage import uniform_filter
 from qsim.distributions import Constant
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate
-from qsim.evaluation.blurriness import Structure, bounds, p_value, place, run, with_structures
+from qsim.evaluation.studies.blurriness import Structure, bounds, p_value, place, run, with_structures
 from qsim.evaluation.study import Case, Design
 from qsim.information import crb
 from qsim.kspace.noise import GaussianNoise

@@ -10,7 +10,9 @@ from scipy import stats
 
 from qsim.distributions import Constant
 from qsim.estimators import Estimate, Status, build_estimator
-from qsim.evaluation.grid import (
+from qsim.evaluation.pages.grid_page import page
+from qsim.evaluation.pages.heat_report import render
+from qsim.evaluation.studies.grid import (
     METRICS,
     Contender,
     GridStudy,
@@ -26,8 +28,6 @@ from qsim.evaluation.grid import (
     run,
     told,
 )
-from qsim.evaluation.grid_page import page
-from qsim.evaluation.heat_report import render
 from qsim.kspace.noise import GaussianNoise, RicianNoise, SignedNoise, sigma_of
 from qsim.signals import InversionRecovery, SpinLock
 

@@ -11,9 +11,10 @@ from scipy.optimize import least_squares
 
 from qsim.distributions import Constant
 from qsim.estimators import Estimate, Status, build_estimator
-from qsim.evaluation.grid import Contender, Truth, relative_bound, run
-from qsim.evaluation.heat_report import render
-from qsim.evaluation.mismatch import (
+from qsim.evaluation.pages.heat_report import render
+from qsim.evaluation.pages.mismatch_page import MismatchStudy, page
+from qsim.evaluation.studies.grid import Contender, Truth, relative_bound, run
+from qsim.evaluation.studies.mismatch import (
     GRID_HEADER,
     Case,
     Fit,
@@ -22,7 +23,6 @@ from qsim.evaluation.mismatch import (
     fitted_bound,
     grid_lines,
 )
-from qsim.evaluation.mismatch_page import MismatchStudy, page
 from qsim.kspace.noise import GaussianNoise, RicianNoise
 from qsim.signals import InversionRecovery, InversionRecovery2P, LookLockerTrain, SpinLock
 

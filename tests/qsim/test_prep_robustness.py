@@ -7,8 +7,8 @@ from scipy.optimize import curve_fit
 
 from qsim.errors import InputError
 from qsim.estimators import Status
-from qsim.evaluation.apparent import Fitted, TissueTimes, axis, label, truth
-from qsim.evaluation.prep_robustness import (
+from qsim.evaluation.studies.apparent import Fitted, TissueTimes, axis, label, truth
+from qsim.evaluation.studies.prep_robustness import (
     GRID_HEADER,
     Central,
     Robustness,

@@ -9,10 +9,19 @@ import torch
 from scipy.optimize import curve_fit
 
 from qsim.estimators import Status
-from qsim.evaluation.apparent import Fitted, TissueTimes, axis
-from qsim.evaluation.readout_bias import Case, Errors, NoiseFree, monte_carlo, noise_free, sweep, trials, unprepared
-from qsim.evaluation.readout_page import Outcome, crossing
-from qsim.evaluation.readout_table import METRICS, noise_free_rows, noise_rows
+from qsim.evaluation.pages.readout_page import Outcome, crossing
+from qsim.evaluation.studies.apparent import Fitted, TissueTimes, axis
+from qsim.evaluation.studies.readout_bias import (
+    Case,
+    Errors,
+    NoiseFree,
+    monte_carlo,
+    noise_free,
+    sweep,
+    trials,
+    unprepared,
+)
+from qsim.evaluation.studies.readout_table import METRICS, noise_free_rows, noise_rows
 from qsim.kspace.order import Acquisition
 from qsim.signals.preparations import Inversion, SpinLockPreparation, T2Preparation
 from qsim.signals.readout import Ideal

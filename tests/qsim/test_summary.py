@@ -7,7 +7,7 @@ import pytest
 from markupsafe import Markup
 from scipy import stats
 
-from qsim.evaluation.summary import Subject, few_repeats, headline, number, verdicts
+from qsim.evaluation.pages.summary import Subject, few_repeats, headline, number, verdicts
 from qsim.evaluation.table import Row, Table
 
 SNRS = (3.0, 30.0, 100.0)

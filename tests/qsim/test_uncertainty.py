@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 from scipy.integrate import quad
 
+from qsim.evaluation.pages.uncertainty_figures import calibration_figure, coverage_figure, sparsification_figure
 from qsim.evaluation.uncertainty import (
     calibration_error,
     constant_width_crps,
@@ -20,7 +21,6 @@ from qsim.evaluation.uncertainty import (
     sparsification,
     spearman,
 )
-from qsim.evaluation.uncertainty_figures import calibration_figure, coverage_figure, sparsification_figure
 
 N = 40000
 

@@ -11,8 +11,7 @@ from qsim.distributions import Constant
 from qsim.estimators.base import Estimate
 from qsim.estimators.least_squares import LeastSquares
 from qsim.estimators.two_point import TwoPoint
-from qsim.evaluation.study import Case, Design
-from qsim.evaluation.uncertainty_study import (
+from qsim.evaluation.studies.uncertainty_study import (
     GROUPS,
     Said,
     ask,
@@ -24,7 +23,8 @@ from qsim.evaluation.uncertainty_study import (
     refusal,
     silence,
 )
-from qsim.evaluation.uncertainty_table import Uncertainty, rows, wilson
+from qsim.evaluation.studies.uncertainty_table import Uncertainty, rows, wilson
+from qsim.evaluation.study import Case, Design
 from qsim.information import crb
 from qsim.kspace.noise import GaussianNoise
 from qsim.parameters import T1RHO

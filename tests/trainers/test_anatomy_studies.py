@@ -10,9 +10,9 @@ import yaml
 import trainers.infer
 from generators.reading import read_config
 from qsim.errors import InputError
-from trainers.block_runner import Command
-from trainers.blurriness import BlurrinessConfig, run_blurriness
-from trainers.generalisation import GeneralisationConfig, run_generalisation
+from trainers.studies.block_runner import Command
+from trainers.studies.blurriness import BlurrinessConfig, run_blurriness
+from trainers.studies.generalisation import GeneralisationConfig, run_generalisation
 
 DATA = {
     "seed": 4,

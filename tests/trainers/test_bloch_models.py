@@ -13,9 +13,9 @@ from qsim.information import crb
 from qsim.kspace.noise import sigma_of
 from trainers.config import TrainConfig
 from trainers.data import Generated, simulate
-from trainers.evaluate import run_study
 from trainers.fit import fit
-from trainers.study_plan import StudyConfig, make_plan
+from trainers.studies.evaluate import run_study
+from trainers.studies.study_plan import StudyConfig, make_plan
 
 
 def data(seed, encoding="centre", **changes):

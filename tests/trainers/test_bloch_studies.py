@@ -13,11 +13,11 @@ import yaml
 from generators.reading import read_config
 from qsim.errors import InputError
 from qsim.evaluation.table import Row
-from trainers.block_runner import Command
-from trainers.prep_robustness import PrepRobustnessConfig
-from trainers.readout_bias import ReadoutBiasConfig
 from trainers.registry import config_schema, registries
-from trainers.studies import STUDIES, read_study
+from trainers.studies.block_runner import Command
+from trainers.studies.prep_robustness import PrepRobustnessConfig
+from trainers.studies.readout_bias import ReadoutBiasConfig
+from trainers.studies.registry import STUDIES, read_study
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "bloch"
 FILES = ["grid.csv", "provenance.json", "report.html", "results.csv"]

@@ -12,17 +12,17 @@ import pytest
 import torch
 import yaml
 
-import trainers.grid
-import trainers.mismatch
+import trainers.studies.grid
+import trainers.studies.mismatch
 from generators.reading import read_config
 from qsim.errors import InputError
 from qsim.evaluation.table import read_csv
-from trainers.block_runner import Command
-from trainers.grid import GridConfig
-from trainers.mismatch import MismatchConfig
 from trainers.registry import config_schema
-from trainers.run_time import RunTimeConfig
-from trainers.studies import STUDIES, read_study
+from trainers.studies.block_runner import Command
+from trainers.studies.grid import GridConfig
+from trainers.studies.mismatch import MismatchConfig
+from trainers.studies.registry import STUDIES, read_study
+from trainers.studies.run_time import RunTimeConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "estimation"
 TI = [0.1, 0.3, 0.6, 1.0, 1.6, 2.5, 4.0]
@@ -196,16 +196,16 @@ def test_workers_and_interruption_change_nothing(finished, tmp_path):
 
 def test_a_block_can_be_computed_in_another_process():
     config = GridConfig.model_validate(GRID)
-    methods, _ = trainers.grid.contenders(config.estimators, Command(), config.model, None)
-    plan = trainers.grid._Plan(config.truth, "T1", methods, config.snr)
-    compute = partial(trainers.grid._compute, plan=plan)
+    methods, _ = trainers.studies.grid.contenders(config.estimators, Command(), config.model, None)
+    plan = trainers.studies.grid._Plan(config.truth, "T1", methods, config.snr)
+    compute = partial(trainers.studies.grid._compute, plan=plan)
     key = next(iter(plan.blocks))
     here, there = compute(key), pickle.loads(pickle.dumps(compute))(key)
     assert here.keys() == there.keys()
     assert all(np.array_equal(here[name], there[name], equal_nan=True) for name in here)
     config = MismatchConfig.model_validate(MISMATCH)
-    cases = tuple(trainers.mismatch._case(entry, config, Command())[0] for entry in config.cases)
-    compute = partial(trainers.mismatch._compute, plan=trainers.mismatch._Plan(cases, config.snr))
+    cases = tuple(trainers.studies.mismatch._case(entry, config, Command())[0] for entry in config.cases)
+    compute = partial(trainers.studies.mismatch._compute, plan=trainers.studies.mismatch._Plan(cases, config.snr))
     key = "case01_fit00_snr30.0"
     here, there = compute(key), pickle.loads(pickle.dumps(compute))(key)
     assert all(np.array_equal(here[name], there[name], equal_nan=True) for name in here)

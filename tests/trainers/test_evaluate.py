@@ -12,17 +12,17 @@ import pytest
 import torch
 import yaml
 
-import trainers.evaluate
 import trainers.infer
+import trainers.studies.evaluate
 from generators.config import GeneratorConfig
 from generators.reading import read_config
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate
-from qsim.evaluation.summary import number
+from qsim.evaluation.pages.summary import number
 from qsim.evaluation.table import Row
 from qsim.parameters import T1
-from trainers.block_runner import Command
-from trainers.evaluate import StudyConfig, run_study
+from trainers.studies.block_runner import Command
+from trainers.studies.evaluate import StudyConfig, run_study
 
 T1_CONFIG = {
     "seed": 2,
@@ -83,7 +83,7 @@ def numbers(folder):
 @pytest.fixture
 def no_page(monkeypatch):
     """Drawing the report takes longer than all the rest of these studies."""
-    monkeypatch.setattr(trainers.evaluate, "write_report", lambda path, report: path.write_text("page"))
+    monkeypatch.setattr(trainers.studies.evaluate, "write_report", lambda path, report: path.write_text("page"))
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +251,7 @@ def test_a_fit_that_is_told_b_is_held_against_the_known_bound(tmp_path):
 
 def test_a_killed_study_goes_on_and_ends_the_same(finished, tmp_path, monkeypatch, no_page):
     ran = []
-    real = trainers.evaluate.run_block
+    real = trainers.studies.evaluate.run_block
 
     def dies_in_the_third(case, methods, design, snr):
         ran.append((case.draw, snr))
@@ -259,7 +259,7 @@ def test_a_killed_study_goes_on_and_ends_the_same(finished, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return real(case, methods, design, snr)
 
-    monkeypatch.setattr(trainers.evaluate, "run_block", dies_in_the_third)
+    monkeypatch.setattr(trainers.studies.evaluate, "run_block", dies_in_the_third)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run_study(study(), out)
@@ -390,7 +390,7 @@ def test_two_networks_of_one_name_need_names(run, tmp_path, no_page):
         ({"data__split": "train"}, r"data\.split: got train, wanted test"),
         (
             {"estimators": ["least-squares", "mle"]},
-            r"estimators\[1\]: unknown method 'mle'; known are least-squares, shared-b",
+            r"estimators\[1\]: unknown method 'mle'; known are two-point, log-linear, least-squares, ",
         ),
         ({"estimators": [{"models": "x"}]}, r"estimators\[0\]: got \{'models': 'x'\}, wanted a name"),
         ({"estimators": []}, r"estimators: "),

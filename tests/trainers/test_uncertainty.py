@@ -10,8 +10,8 @@ import yaml
 
 from generators.reading import read_config
 from qsim.errors import InputError
-from trainers.block_runner import Command
-from trainers.uncertainty import UncertaintyConfig, run_uncertainty
+from trainers.studies.block_runner import Command
+from trainers.studies.uncertainty import UncertaintyConfig, run_uncertainty
 
 TIMES = {"kind": "truncated", "of": {"kind": "normal", "mean": 0.045, "sd": 0.002}, "low": 0.04, "high": 0.05}
 TABLE = {

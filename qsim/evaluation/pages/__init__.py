@@ -1,0 +1,1 @@
+"""What studies show: sentences, tables, figures and the pages that hold them."""
