@@ -20,7 +20,7 @@ from scipy.optimize import OptimizeWarning, curve_fit
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from qsim.estimators import Status, build_estimator
-from qsim.estimators.decay_search import DecaySearch
+from qsim.estimators.projection.decay_search import DecaySearch
 from qsim.information import crb
 from qsim.signals import SpinLock, T2Prep
 from tests.oracles import dense_grid_decay

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate
-from qsim.estimators.dictionary_table import Axis, Matched, Space, axis, match, slices
+from qsim.estimators.matching.dictionary_table import Axis, Matched, Space, axis, match, slices
 from qsim.estimators.noise_level import noise_level
 from qsim.estimators.voxels import gather, known_map, noise_covariance, scatter, statuses
 from qsim.parameters import RELAXATION_TIMES, Parameter

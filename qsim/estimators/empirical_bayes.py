@@ -26,8 +26,8 @@ from qsim.errors import InputError
 from qsim.estimators.base import Estimate
 from qsim.estimators.least_squares import LeastSquares
 from qsim.estimators.noise_level import NoiseLevel, noise_level
-from qsim.estimators.pooled_b import band_of, evidence, fit_histogram
-from qsim.estimators.profile import sample
+from qsim.estimators.pooling.pooled_b import band_of, evidence, fit_histogram
+from qsim.estimators.pooling.profile import sample
 from qsim.estimators.shared_b import pool, pooled_covariance, require_recovery
 from qsim.estimators.voxels import gather, known_map, noise_covariance, scatter, statuses
 from qsim.parameters import Parameter

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate
-from qsim.estimators.identify import check_free
-from qsim.estimators.levenberg_marquardt import Minimum, join, minimise, replaced
+from qsim.estimators.descent.identify import check_free
+from qsim.estimators.descent.levenberg_marquardt import Minimum, join, minimise, replaced
+from qsim.estimators.descent.start_grid import coarse_starts
+from qsim.estimators.descent.voxel_problem import Coordinates, GaussianLikelihood, Problem, check_voxelwise
 from qsim.estimators.noise_level import given, noise_level
-from qsim.estimators.start_grid import coarse_starts
-from qsim.estimators.voxel_problem import Coordinates, GaussianLikelihood, Problem, check_voxelwise
 from qsim.estimators.voxels import gather, known_map, noise_covariance, scatter, statuses
 from qsim.parameters import RELAXATION_TIMES, Parameter
 from qsim.signals.base import SignalModel

@@ -22,7 +22,7 @@ from torch import Tensor
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate, Status
 from qsim.estimators.noise_level import NoiseLevel, given, noise_level
-from qsim.estimators.profile_residual import TimeProfiles, residual_of
+from qsim.estimators.projection.profile_residual import TimeProfiles, residual_of
 from qsim.estimators.voxels import Known, gather, known_map, scatter
 from qsim.parameters import Parameter
 from qsim.signals import InversionRecovery, InversionRecovery2P, SaturationRecovery

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate, Status
-from qsim.estimators.closed_fits import search, usable
 from qsim.estimators.general_fit import GeneralFit
 from qsim.estimators.noise_level import given, noise_level
+from qsim.estimators.projection.closed_fits import search, usable
 from qsim.estimators.voxels import gather, known_map, noise_covariance, scatter, statuses
 from qsim.parameters import Parameter
 from qsim.signals import ClosedForm, VariableFlipAngle

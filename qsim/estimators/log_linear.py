@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from qsim.estimators.base import Estimate
-from qsim.estimators.decay_search import DecaySearch, total
 from qsim.estimators.noise_level import noise_level
+from qsim.estimators.projection.decay_search import DecaySearch, total
 from qsim.estimators.two_point import decay_estimate, log_covariance, positive, times_of_decay
 from qsim.estimators.voxels import gather, known_map
 from qsim.parameters import Parameter

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate
+from qsim.estimators.descent.identify import check_free
+from qsim.estimators.descent.levenberg_marquardt import Minimum, join, minimise, replaced
+from qsim.estimators.descent.magnitude_decay import MagnitudeDecay
+from qsim.estimators.descent.observed_information import covariance_at
+from qsim.estimators.descent.start_grid import coarse_starts
+from qsim.estimators.descent.voxel_problem import ChiLikelihood, Coordinates, Problem, before_modulus, check_voxelwise
 from qsim.estimators.general_fit import covariance_maps, least_squares, resolve_known, restore, shorter_first
-from qsim.estimators.identify import check_free
-from qsim.estimators.levenberg_marquardt import Minimum, join, minimise, replaced
-from qsim.estimators.magnitude_decay import MagnitudeDecay
 from qsim.estimators.noise_level import NoiseLevel, noise_level
-from qsim.estimators.observed_information import covariance_at
-from qsim.estimators.start_grid import coarse_starts
-from qsim.estimators.voxel_problem import ChiLikelihood, Coordinates, Problem, before_modulus, check_voxelwise
 from qsim.estimators.voxels import gather, scatter, statuses
 from qsim.kspace.magnitude import bessel_terms
 from qsim.parameters import Parameter

@@ -17,15 +17,11 @@ from torch import Tensor
 
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate
-from qsim.estimators.general_fit import covariance_maps, least_squares, resolve_known, restore
-from qsim.estimators.identify import check_free
-from qsim.estimators.levenberg_marquardt import Minimum, join, minimise
-from qsim.estimators.magnitude import magnitude_noise
-from qsim.estimators.noise_level import NoiseLevel, noise_level
-from qsim.estimators.prior import MixturePrior, TissuePrior
-from qsim.estimators.start_grid import coarse_starts
-from qsim.estimators.tissue_posterior import Ended, posterior_covariance
-from qsim.estimators.voxel_problem import (
+from qsim.estimators.descent.identify import check_free
+from qsim.estimators.descent.levenberg_marquardt import Minimum, join, minimise
+from qsim.estimators.descent.start_grid import coarse_starts
+from qsim.estimators.descent.tissue_posterior import Ended, posterior_covariance
+from qsim.estimators.descent.voxel_problem import (
     ChiLikelihood,
     Coordinates,
     GaussianLikelihood,
@@ -35,6 +31,10 @@ from qsim.estimators.voxel_problem import (
     check_voxelwise,
     known_rows,
 )
+from qsim.estimators.general_fit import covariance_maps, least_squares, resolve_known, restore
+from qsim.estimators.magnitude import magnitude_noise
+from qsim.estimators.noise_level import NoiseLevel, noise_level
+from qsim.estimators.prior import MixturePrior, TissuePrior
 from qsim.estimators.voxels import gather, scatter, statuses
 from qsim.parameters import Parameter
 from qsim.signals.base import SignalModel

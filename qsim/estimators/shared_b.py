@@ -25,8 +25,8 @@ from torch import Tensor
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate
 from qsim.estimators.noise_level import NoiseLevel, noise_level
-from qsim.estimators.pooled_b import pool_b
-from qsim.estimators.profile import Begun, Point, Profile, sample
+from qsim.estimators.pooling.pooled_b import pool_b
+from qsim.estimators.pooling.profile import Begun, Point, Profile, sample
 from qsim.estimators.voxels import gather, known_map, noise_covariance, scatter, statuses
 from qsim.information import fisher_information, invert_information
 from qsim.parameters import T1, Parameter

@@ -30,14 +30,14 @@ from torch import Tensor
 
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate
-from qsim.estimators.depth_marginal import SPACING, DepthMarginal
-from qsim.estimators.depth_profile import DepthProfile
-from qsim.estimators.laplacian import Domain
 from qsim.estimators.least_squares import LeastSquares
 from qsim.estimators.noise_level import NoiseLevel, noise_level
+from qsim.estimators.pooling.depth_marginal import SPACING, DepthMarginal
+from qsim.estimators.pooling.depth_profile import DepthProfile
+from qsim.estimators.pooling.laplacian import Domain
+from qsim.estimators.pooling.smooth_climb import Climb, Local, Profiled
+from qsim.estimators.pooling.smooth_variance import depth_variance
 from qsim.estimators.shared_b import SharedB
-from qsim.estimators.smooth_climb import Climb, Local, Profiled
-from qsim.estimators.smooth_variance import depth_variance
 from qsim.estimators.voxels import gather, known_map, noise_covariance, scatter, statuses
 from qsim.information import fisher_information, invert_information
 from qsim.parameters import T1, B, Parameter

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate
-from qsim.estimators.decay_search import DecaySearch
 from qsim.estimators.noise_level import NoiseLevel, noise_level
+from qsim.estimators.projection.decay_search import DecaySearch
 from qsim.estimators.voxels import gather, known_map, scatter, statuses
 from qsim.parameters import Parameter
 from qsim.signals import MonoExponential

@@ -7,8 +7,8 @@ from scipy.optimize import curve_fit
 
 from qsim.errors import InputError
 from qsim.estimators import Status, build_estimator
-from qsim.estimators.decay_search import DecaySearch
 from qsim.estimators.log_linear import LogLinear
+from qsim.estimators.projection.decay_search import DecaySearch
 from qsim.estimators.two_point import TwoPoint
 from qsim.information import crb
 from qsim.parameters import T1RHO, T2

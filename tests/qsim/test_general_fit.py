@@ -9,9 +9,9 @@ from scipy.optimize import least_squares
 
 from qsim.errors import InputError
 from qsim.estimators import Status
+from qsim.estimators.descent.levenberg_marquardt import minimise
+from qsim.estimators.descent.voxel_problem import ChiLikelihood, Coordinates, Problem, gradient
 from qsim.estimators.general_fit import GeneralFit
-from qsim.estimators.levenberg_marquardt import minimise
-from qsim.estimators.voxel_problem import ChiLikelihood, Coordinates, Problem, gradient
 from qsim.kspace.order import Acquisition
 from qsim.parameters import T1RHO, T2, C
 from qsim.signals import (

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qsim.estimators import build_estimator
-from qsim.estimators.pooled_b import pool_b
+from qsim.estimators.pooling.pooled_b import pool_b
 from tests.published import TI_31
 from tests.qsim.brain_like import IR, brain_like, noisy_images
 

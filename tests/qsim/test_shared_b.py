@@ -6,8 +6,8 @@ import torch
 
 from qsim.errors import InputError
 from qsim.estimators import Status, build_estimator
-from qsim.estimators.pieces import peaks, pieces
-from qsim.estimators.profile import Profile
+from qsim.estimators.pooling.pieces import peaks, pieces
+from qsim.estimators.pooling.profile import Profile
 from qsim.information import crb
 from qsim.signals import InversionRecovery, InversionRecovery2P, T2Prep
 from tests.published import TABLE_1, TI_31

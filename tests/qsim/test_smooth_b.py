@@ -9,13 +9,13 @@ import torch
 
 from qsim.errors import InputError
 from qsim.estimators import Status, build_estimator
-from qsim.estimators.depth_marginal import DepthMarginal
-from qsim.estimators.depth_profile import DepthProfile
-from qsim.estimators.laplacian import Domain, Solver
+from qsim.estimators.pooling.depth_marginal import DepthMarginal
+from qsim.estimators.pooling.depth_profile import DepthProfile
+from qsim.estimators.pooling.laplacian import Domain, Solver
+from qsim.estimators.pooling.smooth_climb import Climb
+from qsim.estimators.pooling.smooth_variance import depth_variance
+from qsim.estimators.pooling.smoothing_weight import evident_weight
 from qsim.estimators.smooth_b import SmoothB
-from qsim.estimators.smooth_climb import Climb
-from qsim.estimators.smooth_variance import depth_variance
-from qsim.estimators.smoothing_weight import evident_weight
 from qsim.signals import InversionRecovery, T2Prep
 from tests.published import TABLE_1, TI_31
 

@@ -21,7 +21,7 @@ from qsim.errors import InputError
 from qsim.estimators.base import Estimate, Estimator, Status
 from qsim.estimators.intervals import Interval, choose, log_wald, profile, wald
 from qsim.estimators.least_squares import LeastSquares
-from qsim.estimators.profile_residual import residual_of
+from qsim.estimators.projection.profile_residual import residual_of
 from qsim.evaluation.study import PURE, Case, Design, noisy_images, relative_bounds, told
 from qsim.evaluation.uncertainty import (
     calibration_error,

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from qsim.errors import InputError
-from qsim.estimators.separable import log_grid
+from qsim.estimators.projection.separable import log_grid
 from qsim.parameters import Parameter
 from qsim.signals import InversionRecovery, InversionRecovery2P, OffsetDecay, SaturationRecovery
 from qsim.signals.base import SignalModel

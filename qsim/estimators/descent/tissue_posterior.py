@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qsim.estimators.levenberg_marquardt import minimise
-from qsim.estimators.observed_information import covariance_at
-from qsim.estimators.voxel_problem import Problem, gradient
+from qsim.estimators.descent.levenberg_marquardt import minimise
+from qsim.estimators.descent.observed_information import covariance_at
+from qsim.estimators.descent.voxel_problem import Problem, gradient
 
 # steps with one tissue's prior, from where a search with it has been already
 _FEW = 12

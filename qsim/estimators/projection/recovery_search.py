@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qsim.estimators.recovery_edges import PIECE, EdgeSearch, Solution, largest
-from qsim.estimators.separable import log_grid, plane_moments, refine, zero_times
+from qsim.estimators.projection.recovery_edges import PIECE, EdgeSearch, Solution, largest
+from qsim.estimators.projection.separable import log_grid, plane_moments, refine, zero_times
 from qsim.parameters import T1, B
 
 _GRID = 32

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from qsim.estimators.ray_search import RaySearch
-from qsim.estimators.separable import Fitted, hills, joined, log_grid
+from qsim.estimators.projection.ray_search import RaySearch
+from qsim.estimators.projection.separable import Fitted, hills, joined, log_grid
 from qsim.parameters import Parameter
 
 _GRID = 48

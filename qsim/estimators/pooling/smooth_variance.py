@@ -11,7 +11,7 @@ variance of a voxel of mean curvature D_m, one of curvature D has 1 / (1 / m + D
 import numpy as np
 from jaxtyping import Float
 
-from qsim.estimators.smooth_climb import Climb
+from qsim.estimators.pooling.smooth_climb import Climb
 
 _DRAWS = 24
 

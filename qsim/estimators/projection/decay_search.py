@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qsim.estimators.separable import Moments, log_grid, ray_moments, refine
+from qsim.estimators.projection.separable import Moments, log_grid, ray_moments, refine
 from qsim.parameters import Parameter
 
 # atoms: at most this far apart on the unit sphere [rad], and in log T

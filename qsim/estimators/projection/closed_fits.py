@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qsim.estimators.decay_search import DecaySearch
-from qsim.estimators.flip_search import FlipSearch
-from qsim.estimators.pair_search import PairSearch
-from qsim.estimators.plane_search import PlaneSearch
-from qsim.estimators.ray_search import RaySearch
-from qsim.estimators.recovery_search import RecoverySearch
-from qsim.estimators.separable import Fitted
+from qsim.estimators.projection.decay_search import DecaySearch
+from qsim.estimators.projection.flip_search import FlipSearch
+from qsim.estimators.projection.pair_search import PairSearch
+from qsim.estimators.projection.plane_search import PlaneSearch
+from qsim.estimators.projection.ray_search import RaySearch
+from qsim.estimators.projection.recovery_search import RecoverySearch
+from qsim.estimators.projection.separable import Fitted
 from qsim.parameters import T1
 from qsim.signals import (
     BiExponential,

@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qsim.estimators.depth_profile import DepthProfile
-from qsim.estimators.laplacian import Blocks
-from qsim.estimators.smooth_climb import Local
+from qsim.estimators.pooling.depth_profile import DepthProfile
+from qsim.estimators.pooling.laplacian import Blocks
+from qsim.estimators.pooling.smooth_climb import Local
 from qsim.parameters import T1, B
 
 SPACING = 0.05

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qsim.estimators.separable import ray_moments, refine, zero_times
+from qsim.estimators.projection.separable import ray_moments, refine, zero_times
 from qsim.parameters import T1
 
 # voxels of one piece of work: less is overhead, more leaves the cache

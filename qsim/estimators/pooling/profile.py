@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from qsim.estimators.pieces import peaks, pieces
+from qsim.estimators.pooling.pieces import peaks, pieces
 from qsim.parameters import T1, B
 
 # voxels that the first level climbs with, and the next; of the first the share that the grid looks at

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qsim.estimators.separable import Moments, hills, log_grid, ray_moments, refine, zero_times
+from qsim.estimators.projection.separable import Moments, hills, log_grid, ray_moments, refine, zero_times
 from qsim.parameters import Parameter
 
 _GRID = 96

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qsim.estimators.separable import log_grid
+from qsim.estimators.projection.separable import log_grid
 from qsim.kspace.magnitude import bessel_terms
 from qsim.parameters import Parameter
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qsim.estimators.voxel_problem import Partial, Problem, gradient
+from qsim.estimators.descent.voxel_problem import Partial, Problem, gradient
 from qsim.information import invert_information, jacobian
 
 # numbers of the Jacobian of one chunk, which stays in the processor's cache

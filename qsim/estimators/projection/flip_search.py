@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qsim.estimators.separable import Fitted, Moments, hills, joined, log_grid, refine
+from qsim.estimators.projection.separable import Fitted, Moments, hills, joined, log_grid, refine
 from qsim.parameters import T1
 
 _GRID = 96

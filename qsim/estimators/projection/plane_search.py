@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qsim.estimators.separable import Fitted, Moments, hills, joined, log_grid, plane_moments, refine
+from qsim.estimators.projection.separable import Fitted, Moments, hills, joined, log_grid, plane_moments, refine
 from qsim.parameters import Parameter
 
 _GRID = 96

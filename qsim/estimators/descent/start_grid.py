@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qsim.estimators.identify import TYPICAL
-from qsim.estimators.voxel_problem import known_rows
+from qsim.estimators.descent.identify import TYPICAL
+from qsim.estimators.descent.voxel_problem import known_rows
 from qsim.parameters import RELAXATION_TIMES, Parameter
 from qsim.signals.base import SignalModel
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qsim.estimators.voxel_problem import Problem, gradient
+from qsim.estimators.descent.voxel_problem import Problem, gradient
 
 # numbers of the Jacobian of one chunk, which stays in the processor's cache
 _BLOCK = 60_000

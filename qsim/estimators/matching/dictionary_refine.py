@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from qsim.estimators.decay_search import total
+from qsim.estimators.projection.decay_search import total
 
 # at most this many steps; the first are Gauss-Newton's, which come further from afar
 _STEPS = 40

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from qsim.estimators.depth_profile import DepthProfile
-from qsim.estimators.laplacian import Blocks, Domain, Solver
-from qsim.estimators.smoothing_weight import evident_weight
+from qsim.estimators.pooling.depth_profile import DepthProfile
+from qsim.estimators.pooling.laplacian import Blocks, Domain, Solver
+from qsim.estimators.pooling.smoothing_weight import evident_weight
 from qsim.parameters import B
 
 # longest step of any voxel

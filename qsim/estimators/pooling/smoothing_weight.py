@@ -20,7 +20,7 @@ Source: Wood 2011, doi:10.1111/j.1467-9868.2010.00749.x.
 import numpy as np
 from jaxtyping import Float
 
-from qsim.estimators.laplacian import Blocks
+from qsim.estimators.pooling.laplacian import Blocks
 
 # ends of the search: all modes but the constants shrunk to this part, or none
 _SHRUNK = 1e-4

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qsim.estimators.profile import sample
+from qsim.estimators.pooling.profile import sample
 from qsim.parameters import B
 
 # T1 of the atoms [s]: what tissues and fluids have; the rest of the range of T1 lies within a step of its ends

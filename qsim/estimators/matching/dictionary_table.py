@@ -30,8 +30,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qsim.estimators.decay_search import highest
-from qsim.estimators.dictionary_refine import Here, descend, projected
+from qsim.estimators.matching.dictionary_refine import Here, descend, projected
+from qsim.estimators.projection.decay_search import highest
 from qsim.parameters import RELAXATION_TIMES, Parameter
 from qsim.signals.base import CoherentModel, SignalModel
 

@@ -1,0 +1,1 @@
+"""Descents for any signal model and likelihood: starts, Levenberg-Marquardt, curvature at the end."""

@@ -1,0 +1,1 @@
+"""Dictionaries of simulated signals, and the step from their atoms to the estimate."""

@@ -1,0 +1,1 @@
+"""What B is when voxels share it: profile and marginal likelihoods, and B as a smooth map."""
