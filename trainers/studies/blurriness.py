@@ -126,7 +126,7 @@ def run_blurriness(config: BlurrinessConfig, out: Path, command: Command = Comma
     page = Page(
         title="Small structures and their neighbours",
         meta=f"{plan.anatomy} · {config.draws} draws × {config.repeats} noise realisations of each scenario at "
-        f"{len(config.snr)} SNRs · seed {config.seed}",
+        f"SNR {', '.join(f'{snr:g}' for snr in config.snr)} · seed {config.seed}",
         lead=lead(result),
         sections=sections(result, views),
         methods=_methods(config, plan),

@@ -161,7 +161,7 @@ def run_generalisation(config: GeneralisationConfig, out: Path, command: Command
     page = Page(
         title="Protocols that a network was not trained on",
         meta=f"{plan.anatomy} · {len(planned.plans)} protocols · {config.draws} draws × {config.repeats} noise "
-        f"realisations at {len(config.snr)} SNRs · seed {config.seed}",
+        f"realisations at SNR {', '.join(f'{snr:g}' for snr in config.snr)} · seed {config.seed}",
         lead=lead(result),
         sections=sections(result),
         methods=_methods(config, planned),

@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from qsim.evaluation.pages.figures import INK, STYLE, colours, sequential, svg_uri
 from qsim.evaluation.pages.heat_report import Block, Grid, Heading, Picture, Section, Text
@@ -22,6 +22,9 @@ from qsim.evaluation.studies.blurriness_table import Blurriness
 
 # of the t-test
 _LEVELS = ((0.01, "**"), (0.05, "*"))
+# beyond this bias the axis is logarithmic [%]
+_LINEAR = 20.0
+_TICKS = [sign * size for size in (0, 10, 20, 50, 100, 200, 500, 1000) for sign in (-1, 1)]
 # the picture shows this many voxels beyond a structure
 _MARGIN = 7
 
@@ -149,9 +152,14 @@ def _figure(found: Blurriness, snr: float, region: int) -> str:
                     deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
                     spread.errorbar(x, np.mean(values), deviation, color=INK, lw=0.8)
                 marks.append((centre, _stars(found.p_values(name, snr, k, region))))
-        bias.set_yscale("symlog", linthresh=10.0)
+        if max(map(abs, bias.get_ylim())) > _LINEAR:
+            bias.set_yscale("symlog", linthresh=_LINEAR)
+            bias.yaxis.set_major_locator(FixedLocator(_TICKS))
         bias.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}".replace("-", "−")))
-        spread.set_yscale("log")
+        if spread.get_ylim()[1] > 2 * _LINEAR:
+            spread.set_yscale("log")
+            spread.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+            spread.yaxis.set_minor_locator(NullLocator())
         spread.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         bias.axhline(0, color="#bbbbbb", lw=0.7, zorder=0)
         top = bias.get_ylim()[1]

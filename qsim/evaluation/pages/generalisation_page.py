@@ -6,10 +6,11 @@ from math import isfinite
 
 import matplotlib as mpl
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from qsim.evaluation.metrics import Interval
 from qsim.evaluation.pages.content import title
@@ -18,6 +19,9 @@ from qsim.evaluation.pages.heat_report import Block, Grid, Heading, Picture, Sec
 from qsim.evaluation.pages.summary import number
 from qsim.evaluation.table import Table
 
+# beyond this bias the axis is logarithmic [%]
+_LINEAR = 20.0
+_TICKS = [sign * size for size in (0, 10, 20, 50, 100, 200, 500, 1000) for sign in (-1, 1)]
 # metric of the table, its statistic there, and what the page calls it
 _SHOWN = (("relative_bias_median", "bias"), ("cv_median", "CV"), ("rmse_median", "RMSE"))
 
@@ -159,14 +163,23 @@ def _figure(found: Generalisation, snr: float) -> str:
                             )
                 if name == "bias":
                     axis.axhline(0, color="#bbbbbb", lw=0.7)
-                    axis.set_yscale("symlog", linthresh=5.0)
-                else:
-                    axis.set_yscale("log")
-                axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}".replace("-", "−")))
                 axis.set_xticks(range(len(found.protocols)), list(found.protocols))
         for line, (_, name) in enumerate(_SHOWN):
+            _scale(axes[line, 0], signed=name == "bias")
             axes[line, 0].set_ylabel(f"{name} of ${found.symbol}$ [%]")
         handles: list[Patch | Line2D] = [Patch(facecolor=c + "cc", label=name) for name, c in palette.items()]
         handles.append(Line2D([], [], color="black", lw=1.3, label="bound"))
         figure.legend(handles=handles, loc="outside lower left", ncols=5, frameon=False, fontsize=8.5)
         return svg_uri(figure)
+
+
+def _scale(axis: Axes, *, signed: bool) -> None:
+    """Scale and ticks of a row of panels, which share them."""
+    if not signed and axis.get_ylim()[1] > 2 * _LINEAR:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_minor_locator(NullLocator())
+    elif signed and max(map(abs, axis.get_ylim())) > _LINEAR:
+        axis.set_yscale("symlog", linthresh=_LINEAR)
+        axis.yaxis.set_major_locator(FixedLocator(_TICKS))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}".replace("-", "−")))
