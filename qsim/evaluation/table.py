@@ -38,7 +38,7 @@ _PER_DRAW = ("median", "mean", "p95")
 # the root of the mean square is asked for of errors only: RMSE over voxels and repeats together
 _RMS_OF = "rmse"
 # opponents that every other method is compared with, in the same images
-OPPONENTS = ("least-squares", "shared-b")
+OPPONENTS = ("least-squares", "shared-b", "empirical-bayes")
 
 
 class Row(NamedTuple):

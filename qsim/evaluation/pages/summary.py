@@ -22,7 +22,11 @@ _NO_INTERVAL = 0.05
 _RESOLVED = 0.6
 # share of voxels on a bound above which a small slope is the bound's doing [%]
 _HELD = 10.0
-_CALLED = {"least-squares": "the least-squares fit", "shared-b": "the shared-B fit"}
+_CALLED = {
+    "least-squares": "the least-squares fit",
+    "shared-b": "the shared-B fit",
+    "empirical-bayes": "empirical Bayes at the same B",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,12 @@ def _best(about: Subject) -> Markup:
     """Method with the smallest median RMSE over all pure voxels at each SNR."""
     winners: list[tuple[float, str, float]] = []
     for snr in about.snrs:
-        values = {m: about.table.value(m, "pure", about.parameter, snr, "rmse_median") for m in about.methods}
+        # one that is told the truth of a row wins what it was given
+        values = {
+            m: about.table.value(m, "pure", about.parameter, snr, "rmse_median")
+            for m in about.methods
+            if about.references[m] != "known"
+        }
         finite = {m: v for m, v in values.items() if isfinite(v)}
         if finite:
             best = min(finite, key=lambda m: finite[m])
@@ -134,9 +143,10 @@ def _best(about: Subject) -> Markup:
         )
         for name, run in _runs(winners)
     ]
-    return Markup("Smallest median RMSE of {} over all tissues, painters of means left aside: {}.").format(
-        about.symbol, Markup("; ").join(parts)
-    )
+    return Markup(
+        "Smallest median RMSE of {} over all tissues, painters of means and methods that are told a true row left "
+        "aside: {}."
+    ).format(about.symbol, Markup("; ").join(parts))
 
 
 def _runs(winners: Sequence[tuple[float, str, float]]) -> list[tuple[str, list[tuple[float, str, float]]]]:
