@@ -59,10 +59,14 @@ def crb(
             shared=("B",), n_voxels=200)` is B shared over 200 equal voxels. Without `shared` it changes nothing.
         known: names of the parameters that are known; their bound is 0.
         coils: 0: Gaussian noise; 1: Rician; more: non-central chi of so many coils.
-    Raises: ValueError if a name is not a row of the model, or is both shared and known.
+    Raises: ValueError if a name is not a row of the model, or is both shared and known, or sigma is not positive.
     """
     names = [p.name for p in model.parameters]
     _check(names, shared, known, n_voxels)
+    noise = torch.as_tensor(sigma, dtype=torch.float64)
+    if not bool((torch.isfinite(noise) & (noise > 0)).all()):
+        raise ValueError("sigma: must be positive and finite")
+    sigma = noise.reshape(()) if noise.numel() == 1 else noise
     information = fisher_information(model, kappa, sigma, coils)
     # sigma may carry voxel axes against which kappa is broadcast
     space = information.shape[2:]
@@ -130,6 +134,8 @@ def crb_of_equal_voxels(
 def _check(names: Sequence[str], shared: Sequence[str], known: Sequence[str], n_voxels: int) -> None:
     """Refuse names that the model does not have. Raises: ValueError."""
     for field, given in (("shared", shared), ("known", known)):
+        if isinstance(given, str):
+            raise ValueError(f"{field}: got the text {given!r}; give a list of names, ({given!r},)")
         for name in given:
             if name not in names:
                 raise ValueError(f"{field}: the model has no parameter {name!r}; it has {', '.join(names)}")

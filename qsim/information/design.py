@@ -19,7 +19,7 @@ Source: Fedorov 1972 (exchange of single points).
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
-from math import inf, sqrt
+from math import ceil, floor, inf, sqrt
 from typing import TypeVar
 
 import numpy as np
@@ -84,6 +84,21 @@ class Limits:
     high: float
     total: float = inf
     step: float = 0.001
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise InputError(f"limits.n: must be at least 1, got {self.n}")
+        if not 0 <= self.low < self.high < inf:
+            raise InputError(
+                f"limits.low must not be negative and must lie below high, got {self.low:g} and {self.high:g} s"
+            )
+        if not self.total >= self.n * self.low or self.total <= 0:
+            raise InputError(
+                f"limits.total: {self.n} times of at least {self.low:g} s need {self.n * self.low:g} s, got "
+                f"{self.total:g}"
+            )
+        if not self.step > 0 or floor(self.high / self.step + 1e-9) < ceil(self.low / self.step - 1e-9):
+            raise InputError(f"limits.step: no multiple of {self.step:g} s lies from {self.low:g} to {self.high:g} s")
 
     def allow(self, times: Sequence[float]) -> bool:
         """Whether a protocol keeps them."""
@@ -157,6 +172,12 @@ def propose_times(model: SignalModel, wanted: Wanted, limits: Limits) -> Proposa
 
     Raises: InputError if the times of the model cannot be chosen, or no times tell the wanted parameters.
     """
+    names = [p.name for p in model.parameters]
+    wrong = [row for row in wanted.rows if row not in names or row in wanted.known]
+    if wrong or not wanted.rows:
+        raise InputError(
+            f"wanted.rows: {', '.join(wrong) or 'empty'}; the model has {', '.join(names)}, less the known"
+        )
     alone = 1 / wanted.n_voxels if wanted.shared else 1.0
     search = Search(_slopes(model, wanted, limits), limits.n, limits.low, limits.high, limits.total, alone)
     relaxed, candidates, rng = search.relaxed(), search.candidates(), Generator(Philox(4))

@@ -1,5 +1,6 @@
 """Proposed times against closed forms, brute force, and the promises of the search."""
 
+import math
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -211,3 +212,23 @@ def test_what_no_times_can_tell():
     dark = one(0.0, 0.08)
     with pytest.raises(InputError, match="no 3 times within the limits tell T2"):
         propose_times(DECAY, Wanted(dark, 0.02, ("T2",)), Limits(3, 0.0, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ((0, 0.05, 5.0), r"limits\.n: must be at least 1, got 0"),
+        ((5, 5.0, 0.05), r"limits\.low must not be negative and must lie below high, got 5 and 0\.05 s"),
+        ((5, 0.05, 5.0, 0.2), r"limits\.total: 5 times of at least 0\.05 s need 0\.25 s, got 0\.2"),
+        ((5, 0.0505, 0.0555, math.inf, 0.01), r"limits\.step: no multiple of 0\.01 s lies from 0\.0505 to 0\.0555 s"),
+    ],
+)
+def test_limits_that_cannot_be_kept(limits, message):
+    with pytest.raises(InputError, match=message):
+        Limits(*limits)
+
+
+@pytest.mark.parametrize(("rows", "known"), [(("X",), ()), (("T1",), ("T1",)), ((), ())])
+def test_rows_that_cannot_be_wanted(rows, known):
+    with pytest.raises(InputError, match=r"wanted\.rows: .*the model has A, B, T1, less the known"):
+        propose_times(IR, Wanted(BRAIN, 0.065, rows, known=known), Limits(5, 0.05, 5.0))

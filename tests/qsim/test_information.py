@@ -349,3 +349,14 @@ def test_bounds_on_cuda():
     for coils in (0, 1):
         there = crb(IR, kappa.cuda(), 0.03, shared=("B",), coils=coils).sd
         torch.testing.assert_close(there.cpu(), crb(IR, kappa, 0.03, shared=("B",), coils=coils).sd, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -0.01, float("nan"), float("inf")])
+def test_a_bound_needs_a_sigma(sigma):
+    with pytest.raises(ValueError, match="sigma: must be positive and finite"):
+        crb(InversionRecovery(ti=(0.1, 0.5, 2.0)), torch.tensor([1.0, 1.9, 1.0]), sigma)
+
+
+def test_names_are_a_list():
+    with pytest.raises((ValueError, TypeError)):
+        crb(InversionRecovery(ti=(0.1, 0.5, 2.0)), torch.tensor([1.0, 1.9, 1.0]), 0.1, known="B")
