@@ -112,10 +112,19 @@ def describe(error: ValidationError, mapping: Mapping[str, Any], root: type[Base
     lines: dict[str, None] = {}
     mistakes = error.errors(include_url=False)
     for mistake in mistakes:
+        if mistake["type"] == "too_short" and mistake["input"] and _has_wrong_items(mistake, mistakes):
+            # pydantic counts the items that were right
+            continue
         here, path = _locate(mistake["loc"], mapping, mistake["type"])
         if path is not None:
             lines[_sentence(path, here, mistake, root)] = None
     return [*lines, *_not_offered(mistakes, mapping)]
+
+
+def _has_wrong_items(of: ErrorDetails, mistakes: Sequence[ErrorDetails]) -> bool:
+    """Whether a list of which pydantic complains has items of which it complains too."""
+    depth = len(of["loc"])
+    return any(len(other["loc"]) > depth and other["loc"][:depth] == of["loc"] for other in mistakes)
 
 
 def _not_offered(mistakes: Sequence[ErrorDetails], mapping: Mapping[str, Any]) -> list[str]:

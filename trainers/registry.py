@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from generators.config import GeneratorConfig
 from phantoms import PHANTOMS
-from qsim.estimators import ESTIMATORS, method_options
+from qsim.estimators import ESTIMATORS, installed, method_options
 from qsim.signals import MODELS
 from trainers.config import TrainConfig
 from trainers.networks import NETWORKS
@@ -26,7 +26,10 @@ def registries() -> dict[str, dict[str, str]]:
         "models": {_kind(cls): _first_line(cls) for cls in MODELS},
         "phantoms": {_kind(cls): _first_line(cls) for cls in PHANTOMS},
         "artefacts": {},
-        "estimators": {name: _with_options(name) for name in ESTIMATORS},
+        "estimators": {
+            **{name: _with_options(name) for name in ESTIMATORS},
+            **{name: f"installed: {where}" for name, where in installed().items()},
+        },
         "networks": {_kind(cls): _first_line(cls) for cls in NETWORKS},
         "studies": {kind: study.text for kind, study in STUDIES.items()},
     }

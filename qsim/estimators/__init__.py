@@ -1,6 +1,6 @@
 """Everything that turns images into maps, and the registry of the methods by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate, Estimator, Status
+from qsim.estimators.foreign import build_foreign, guarded, rehearse
 from qsim.estimators.prior import TissuePrior
 from qsim.signals.base import SignalModel
 
@@ -21,7 +22,9 @@ __all__ = [
     "TissuePrior",
     "build_estimator",
     "build_foreign",
+    "installed",
     "method_options",
+    "rehearse",
 ]
 
 _GROUP = "qsim.estimators"
@@ -76,6 +79,11 @@ ESTIMATORS: dict[str, Method] = {
 }
 
 
+def installed() -> dict[str, str]:
+    """Methods that other packages bring, and where they stand."""
+    return {point.name: point.value for point in entry_points(group=_GROUP)}
+
+
 def method_options(name: str) -> dict[str, type]:
     """Options of a method of this package, and their types."""
     cls = ESTIMATORS[name].load()
@@ -103,25 +111,10 @@ def build_estimator(
         return _built_in(name, model, options, prior)
     found = {point.name: point for point in entry_points(group=_GROUP)}
     if name in found:
-        return build_foreign(name, found[name].value, found[name].load(), model, options)
+        point = found[name]
+        return build_foreign(name, point.value, guarded(point.value, point.load), model, options)
     known = ", ".join([*ESTIMATORS, *sorted(found)])
     raise InputError(f"estimators: unknown method {name!r}; known are {known}")
-
-
-def build_foreign(
-    name: str, where: str, build: Callable[..., Any], model: SignalModel, options: Mapping[str, Option]
-) -> Estimator:
-    """The estimator of a user's own `build(model)`, or `build(model, **options)` where there are options.
-
-    Raises: InputError if it does not build an Estimator.
-    """
-    try:
-        estimator = build(model, **options)
-    except TypeError as error:
-        raise InputError(f"estimators: {name} ({where}) cannot be called as build(model): {error}") from None
-    if not isinstance(estimator, Estimator):
-        raise InputError(f"estimators: {name} ({where}) does not build an Estimator, got {estimator!r}")
-    return estimator
 
 
 def _built_in(name: str, model: SignalModel, options: Mapping[str, Option], prior: TissuePrior | None) -> Estimator:
@@ -146,6 +139,9 @@ def _built_in(name: str, model: SignalModel, options: Mapping[str, Option], prio
         arguments["prior"] = prior
     try:
         estimator: Estimator = cls(model, **arguments)
+    except InputError:
+        # names the method or the field itself
+        raise
     except ValueError as error:
         raise InputError(f"estimators: {name}: {error}") from None
     return estimator

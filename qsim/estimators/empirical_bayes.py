@@ -4,8 +4,13 @@
 
 d_k are the signals of A = 1 on an even grid of log T; p is the histogram of T over the mask, fitted by EM to the
 voxels (`pooled_b`; for an inversion recovery at the B pooled there). It is the mean of T, not of log T: of all
-estimates that of the least squared error. A is summed over at its best value for each T (`pooled_b` says why), then
-E[A | S] = sum_k A_k w_k.
+estimates that of the least squared error. A is summed over at its best value for each T (`pooled_b` says why).
+
+A is the best amplitude at the mean T, not the mean of A_k = F_k / |d_k|: where T is short against the first time of the
+series A_k grows as exp(t_1 / T_k), and the even part of p alone, be its weight 1e-9, would make that mean any number.
+Its variance is that at known T, and that of T carried to it as the expected series has it (the delta method):
+
+    A = max(0, S . d) / d . d   at T = E[T | S],    var A = sigma^2 / d . d + a'^2 var T,    a' = -A d . d' / d . d
 
 There is no spatial term: what a voxel shows is drawn towards the T that is frequent in the image, not towards its
 neighbours. One hundredth of p is spread evenly over log T, so that a rare lesion is not ruled out.
@@ -28,8 +33,9 @@ from qsim.estimators.least_squares import LeastSquares
 from qsim.estimators.noise_level import NoiseLevel, noise_level
 from qsim.estimators.pooling.pooled_b import band_of, evidence, fit_histogram
 from qsim.estimators.pooling.profile import sample
-from qsim.estimators.shared_b import pool, pooled_covariance, require_recovery
+from qsim.estimators.shared_b import no_voxels, pool, pooled_covariance, require_recovery
 from qsim.estimators.voxels import gather, known_map, noise_covariance, scatter, statuses
+from qsim.information import jacobian
 from qsim.parameters import Parameter
 from qsim.signals import InversionRecovery, InversionRecovery2P
 from qsim.signals.base import SignalModel
@@ -49,11 +55,12 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class EmpiricalBayes:
-    """Posterior mean of T and A per voxel, under the image's own histogram of T; B as `shared-b` finds it.
+    """Posterior mean of T per voxel under the image's own histogram of T, the best A there, and B of `shared-b`.
 
     Attributes:
         model: an inversion recovery with full recovery, with or without B, or a decay with one time.
-        covariance: also return the posterior covariance as that of the noise, with the share of B's own variance.
+        covariance: also return the posterior covariance as that of the noise, with the share of B's own variance. That
+            of T is the posterior's; A, which is the best amplitude at the mean T, has its own at that T plus T's.
     Assumes: real Gaussian noise; T of the voxels from one distribution, whatever its form.
     Not: where a grid of 2048 values of T is too coarse (noise of log T under about .2 %) the histogram has no weight,
         and the estimate is that of maximum likelihood.
@@ -103,8 +110,7 @@ class EmpiricalBayes:
         if given is not None and given.numel() > 1:
             raise InputError("known.B: empirical-bayes takes one number; for a map of B use least-squares")
         if y.shape[1] == 0:
-            empty = y.new_zeros(len(self.parameters), 0)
-            return Estimate(scatter(empty, where), statuses(empty, self.parameters, where[where], where))
+            return no_voxels(y, self.parameters, where, self.covariance)
         start = self._start(images, y, where, sigma, None if given is None else float(given))
         noise = start.noise.at(where)
         scaled = _Scaled(y, noise)
@@ -188,29 +194,45 @@ class EmpiricalBayes:
         signals = self._signals(u, start.b)
         length = signals.norm(dim=1).clamp_min(1e-12)
         rows = (signals / length[:, None]).float()
-        t, per = u.exp().float(), (1 / length).float()
-        # per atom: 1, T, T^2, and what the variance of A at known T adds
-        plain = torch.stack((torch.ones_like(t), t, t * t, per * per))
-        crossed = torch.stack((per, per * t))
+        t = u.exp().float()
+        # per atom: 1, T, T^2
+        powers = torch.stack((torch.ones_like(t), t, t * t))
         parts = []
         for chunk in y.chunks(max(1, _CHUNK // number)):
             fit = (rows @ chunk).clamp_min_(0)
             top = fit.amax(0).square().div_(2)
-            weight = (fit.square().div_(2).sub_(top)).exp_().mul_(p[:, None])
-            total, mean_t, square_t, own = plain @ weight
-            mean_a, mean_at = crossed @ (fit * weight)
-            square_a = (per * per) @ (fit * fit * weight)
-            moments = torch.stack((mean_a, mean_t, square_a + own, mean_at, square_t)).double() / total
-            parts.append(moments)
-        a, t_mean, aa, at, tt = torch.cat(parts, dim=1)
-        unit = y.unit
-        a, aa, at = a * unit, aa * unit * unit, at * unit
+            weight = fit.square_().div_(2).sub_(top).exp_().mul_(p[:, None])
+            total, *moments = (powers @ weight).double()
+            mean, square = (moment / total for moment in moments)
+            parts.append(self._amplitude(chunk, mean, (square - mean * mean).clamp_min(0), start.b))
+        columns = torch.cat(parts, dim=1)
         q = len(self.parameters)
-        kappa = torch.stack((a, t_mean) if q == 2 else (a, torch.full_like(a, start.b or 0.0), t_mean))
-        covariance = a.new_zeros(q, q, len(a))
-        covariance[0, 0], covariance[-1, -1] = (aa - a * a).clamp_min(0), (tt - t_mean * t_mean).clamp_min(0)
-        covariance[0, -1] = covariance[-1, 0] = at - a * t_mean
-        return kappa, covariance
+        units = torch.ones_like(columns[:q])
+        units[0] = y.unit
+        kappa, covariance = columns[:q] * units, columns[q:].reshape(q, q, -1)
+        return kappa, covariance * units * units[:, None]
+
+    def _amplitude(
+        self, y: Float[Tensor, "n c"], mean: Float[Tensor, " c"], variance: Float[Tensor, " c"], b: float | None
+    ) -> Float[Tensor, "m c"]:
+        """Mean of every row, then the covariance row by row, in units of the noise.
+
+        Args:
+            y: in units of the noise.
+            mean, variance: of T [s, s^2].
+        """
+        ones, q = torch.ones_like(mean), len(self.parameters)
+        unit = torch.stack((ones, mean) if b is None else (ones, torch.full_like(mean, b), mean))
+        signal, slope = self.model(unit), jacobian(self.model, unit)[-1]
+        # a series that has decayed to nothing holds no amplitude: the variance says so
+        length = signal.square().sum(0).clamp_min(1e-24)
+        a = (signal * y).sum(0).clamp_min(0) / length
+        follows = -a * (signal * slope).sum(0) / length
+        covariance = mean.new_zeros(q, q, len(mean))
+        covariance[0, 0], covariance[-1, -1] = 1 / length + follows.square() * variance, variance
+        covariance[0, -1] = covariance[-1, 0] = follows * variance
+        unit[0] = a
+        return torch.cat((unit, covariance.reshape(q * q, -1)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ def covariance_maps(
     q = covariance.shape[0]
     covariance = covariance.to(dtype)
     variances = scatter(torch.einsum("iiv->iv", covariance), where)
-    return variances, scatter(covariance.reshape(q * q, -1), where).reshape(q, q, *where.shape)
+    return variances, scatter(covariance.flatten(0, 1), where).reshape(q, q, *where.shape)
 
 
 def resolve_known(
@@ -124,10 +124,10 @@ def resolve_known(
 ) -> dict[str, Tensor]:
     """Known rows at the voxels, by name.
 
-    Raises: InputError if a row is no row of the model, or its map does not fit.
+    Raises: InputError if a row is no row of the model, its map does not fit, or it holds values out of range.
     """
     names = tuple(p.name for p in model.parameters)
-    found = {name: known_map(known, name, where, names) for name in names}
+    found = {name: known_map(known, name, where, names, model.parameters) for name in names}
     return {name: values for name, values in found.items() if values is not None}
 
 

@@ -12,8 +12,9 @@ from qsim.estimators.base import Estimate, Status
 from qsim.estimators.general_fit import GeneralFit
 from qsim.estimators.noise_level import given, noise_level
 from qsim.estimators.projection.closed_fits import search, usable
+from qsim.estimators.projection.separable import Fitted
 from qsim.estimators.voxels import gather, known_map, noise_covariance, scatter, statuses
-from qsim.parameters import Parameter
+from qsim.parameters import PARAMETERS, Parameter
 from qsim.signals import ClosedForm, VariableFlipAngle
 from qsim.signals.base import SignalModel
 
@@ -29,7 +30,8 @@ class LeastSquares:
     the modulus).
 
     look_locker: A, B and T1* are fitted within their bounds, T1 = T1* (B - 1) follows and may lie beyond its own (at
-    bound); B <= 1 has no T1 (not computed). biexponential: where no second decay is to be seen the fraction is 0 (at
+    bound); B <= 1 has no T1 (not computed). A known B of 0 leaves no recovery, and so no T1 (not
+    computed). biexponential: where no second decay is to be seen the fraction is 0 (at
     bound) and both times are that of the one decay. spoiled_gradient_echo: REL_B1 must be known.
 
     Attributes:
@@ -81,10 +83,12 @@ class LeastSquares:
             return GeneralFit(model, self.covariance)(images, sigma, mask, known)
         y, where = gather(images, model, mask)
         noise = None if sigma is None else given(sigma, where)
+        # maps of REL_B1 often hold 0 in air: such voxels are marked, not refused
+        ranged = tuple(p for p in PARAMETERS.values() if p.name != "REL_B1")
         fixed = {
             name: values
             for name in usable(model)
-            if (values := known_map(known, name, where, usable(model))) is not None
+            if (values := known_map(known, name, where, usable(model), ranged)) is not None
         }
         if not usable(model):
             known_map(known, "", where, ())
@@ -96,8 +100,8 @@ class LeastSquares:
         _check_length(model, tuple(fixed))
         found = search(model, y, fixed)
         kappa, objective, converged, at_bound = found.kappa, found.objective, found.converged, found.at_bound
-        if found.computed is not None and not bool(found.computed.all()):
-            there = found.computed
+        there = _computed(found, fixed)
+        if there is not None and not bool(there.all()):
             where = where.masked_scatter(where, there)
             kappa, objective, converged = kappa[:, there], objective[there], converged[there]
             at_bound = None if at_bound is None else at_bound[there]
@@ -115,8 +119,16 @@ class LeastSquares:
         covariance = noise_covariance(model, kappa, level, tuple(fixed)).to(images.dtype)
         variances = scatter(torch.einsum("iiv->iv", covariance), where)
         q = len(kappa)
-        full = scatter(covariance.reshape(q * q, -1), where).reshape(q, q, *where.shape)
+        full = scatter(covariance.flatten(0, 1), where).reshape(q, q, *where.shape)
         return Estimate(maps, status, {"noise": variances}, full, noise)
+
+
+def _computed(found: Fitted, fixed: Mapping[str, Tensor]) -> Bool[Tensor, " v"] | None:
+    """Voxels that have an estimate; None: all. A - 0 exp(-t / T1) tells nothing of T1."""
+    if "B" not in fixed:
+        return found.computed
+    recovers = (fixed["B"] > 0).expand(found.kappa.shape[1])
+    return recovers if found.computed is None else recovers & found.computed
 
 
 def _check_length(model: ClosedForm, known: Sequence[str]) -> None:

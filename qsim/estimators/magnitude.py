@@ -5,14 +5,15 @@
 A Gaussian fit takes the noise floor, about 1.25 sigma for one coil, for signal: decays come out too slow. Here the
 floor is part of the model. Mono-exponential decays have a search of their own (`magnitude_decay`); every other model
 starts from the best local minima of a coarse least-squares grid, of the magnitudes and of sqrt(m^2 - 2 L sigma^2), and
-descends by Levenberg-Marquardt from the two of them that are the most likely.
+descends by Levenberg-Marquardt from the two of them that are the most likely; a closed form also from its global
+least-squares minimum.
 
 Source: Sijbers et al. 1998, doi:10.1109/42.712125; Karlsen et al. 1999,
 doi:10.1002/(SICI)1522-2594(199903)41:3<614::AID-MRM26>3.0.CO;2-1.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -29,10 +30,19 @@ from qsim.estimators.descent.start_grid import coarse_starts
 from qsim.estimators.descent.voxel_problem import ChiLikelihood, Coordinates, Problem, before_modulus, check_voxelwise
 from qsim.estimators.general_fit import covariance_maps, least_squares, resolve_known, restore, shorter_first
 from qsim.estimators.noise_level import NoiseLevel, noise_level
+from qsim.estimators.projection.closed_fits import search, usable
 from qsim.estimators.voxels import gather, scatter, statuses
 from qsim.kspace.magnitude import bessel_terms
 from qsim.parameters import Parameter
-from qsim.signals import MonoExponential
+from qsim.signals import (
+    ClosedForm,
+    InversionRecovery,
+    InversionRecovery2P,
+    LookLocker,
+    MonoExponential,
+    SaturationRecovery,
+    VariableFlipAngle,
+)
 from qsim.signals.base import SignalModel
 
 # local minima of the grid, of the magnitudes and of the corrected ones, and how many of all are followed
@@ -132,28 +142,56 @@ def fit_magnitude(
     corrected = (y.square() - 2 * coils * sigma.square()).clamp_min(0).sqrt()
     plain = coarse_starts(flat, parameters, y, fixed, _STARTS)
     lowered = coarse_starts(flat, parameters, corrected, fixed, _STARTS)
+    exact = _closed_start(model, y, fixed)
     pieces, first = [], 0
     for (one, series), (two, _) in zip(plain, lowered, strict=True):
-        own = sigma if sigma.numel() == 1 else sigma[first : first + series.shape[1]]
-        pieces.append(_follow(problem, series, own, torch.cat((one, two), 1)))
+        part = slice(first, first + series.shape[1])
+        own = sigma if sigma.numel() == 1 else sigma[part]
+        sure = None if exact is None else exact[:, part]
+        pieces.append(_follow(problem, series, own, torch.cat((one, two), 1), sure))
         first += series.shape[1]
     found = join(pieces, len(parameters), y)
     kappa = restore(coordinates.settled(found.theta), parameters, fixed)
     return shorter_first(kappa, parameters, fixed), found.converged
 
 
+def _closed_start(
+    model: SignalModel, y: Float[Tensor, "n v"], fixed: Mapping[str, Tensor]
+) -> Float[Tensor, "q v"] | None:
+    """The global least-squares minimum of the magnitudes, within the bounds; NaN where there is none.
+
+    The fit is then nowhere less likely than that of least squares. None: the model or what is known has no such search.
+    """
+    if not isinstance(model, ClosedForm) or not set(fixed) <= set(usable(model)):
+        return None
+    if "REL_B1" not in fixed and isinstance(model, VariableFlipAngle):
+        return None
+    if isinstance(model, InversionRecovery | InversionRecovery2P | SaturationRecovery | LookLocker):
+        model = replace(model, signed=False)
+    found = search(model, y, fixed)
+    kappa = torch.stack([row.clamp(p.lower, p.upper) for row, p in zip(found.kappa, model.parameters, strict=True)])
+    there = torch.isfinite(kappa).all(0)
+    if found.computed is not None:
+        there = there & found.computed
+    return torch.where(there, restore(kappa.double(), model.parameters, fixed), torch.nan)
+
+
 def _follow(
-    problem: Problem, series: Float[Tensor, "n v"], sigma: Float[Tensor, " v_or_1"], starts: Float[Tensor, "q k v"]
+    problem: Problem,
+    series: Float[Tensor, "n v"],
+    sigma: Float[Tensor, " v_or_1"],
+    starts: Float[Tensor, "q k v"],
+    sure: Float[Tensor, "q v"] | None,
 ) -> Minimum:
-    """Descend from the most likely starts; the best minimum of each voxel."""
+    """Descend from the most likely starts, and from `sure` where it is not NaN; the best minimum of each voxel."""
     values = []
     for start in starts.unbind(1):
         value = problem.likelihood.terms(series, problem.model(start), sigma)[0].sum(0)
         values.append(torch.where(torch.isfinite(value), value, -torch.inf))
     chosen = torch.stack(values).topk(_FOLLOWED, 0).indices
     best: Minimum | None = None
-    for number in chosen:
-        start = starts.gather(1, number.expand(starts.shape[0], 1, -1))[:, 0]
+    followed = [starts.gather(1, number.expand(starts.shape[0], 1, -1))[:, 0] for number in chosen]
+    for start in followed if sure is None else [*followed, sure]:
         at = torch.nonzero(torch.isfinite(start).all(0)).squeeze(1)
         own = sigma if sigma.numel() == 1 else sigma[at]
         theta = problem.coordinates.theta(start[:, at])
@@ -211,6 +249,8 @@ def magnitude_noise(
         return 2 * found.objective, rows[0] - rows[1]
 
     level = noise_level(images, sigma, where, residual, coils)
+    if y.shape[1] == 0:
+        return level
     if level.source != "residual" or level.sigma.ndim > 0:
         return level
     series = y[:, chosen]

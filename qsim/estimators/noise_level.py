@@ -68,14 +68,14 @@ def noise_level(
     coils: int = 1,
 ) -> NoiseLevel:
     """What an estimator works with: sigma as given, else from the voxels outside `where` if they look like noise, else
-    from the residuals.
+    from the residuals. No voxel to estimate and no noise to be seen elsewhere: NaN, which nothing is computed with.
 
     Args:
         images: the series [units of A].
         sigma: given by the user: a number, or a map over the voxels; None: estimated [units of A].
         where: voxels that are estimated.
         residual: called if nothing better is there: sum of squared residuals of a voxel-wise fit, and its degrees of
-            freedom per voxel.
+            freedom per voxel. No voxel, where those of `where` cannot be fitted: NaN as well.
         coils: of a magnitude combined as the root of the sum of squares; matters for the background only.
     Raises: InputError if the given sigma is not positive, or nothing is left to estimate it from.
     """
@@ -84,7 +84,11 @@ def noise_level(
     noise = _background(images, ~where, coils)
     if noise.refusal is None:
         return noise.level("outside the mask", images.device)
-    return from_residual(*residual(), n_images=images.shape[0], note=noise.refusal)
+    squares, freedom = residual() if bool(where.any()) else (images.new_zeros(0), 0)
+    if squares.numel() == 0:
+        nothing = torch.full((), torch.nan, dtype=torch.float64, device=images.device)
+        return NoiseLevel(nothing, "residual", "sigma not estimated, since there is no voxel to estimate")
+    return from_residual(squares, freedom, n_images=images.shape[0], note=noise.refusal)
 
 
 def given(sigma: float | Tensor, where: Bool[Tensor, "*space"]) -> NoiseLevel:
@@ -92,7 +96,7 @@ def given(sigma: float | Tensor, where: Bool[Tensor, "*space"]) -> NoiseLevel:
 
     Raises: InputError if it is not positive, or a map of another shape.
     """
-    value = torch.as_tensor(sigma, dtype=torch.float64, device=where.device)
+    value = numbers(sigma, "sigma", where.device)
     if value.numel() == 1:
         value = value.reshape(())
     elif value.shape != where.shape:
@@ -103,6 +107,21 @@ def given(sigma: float | Tensor, where: Bool[Tensor, "*space"]) -> NoiseLevel:
             "sigma: must be positive and finite in every voxel that is estimated; leave others out by the mask"
         )
     return NoiseLevel(value, "given", "sigma as given")
+
+
+def numbers(value: object, field: str, device: torch.device) -> Float[Tensor, "*space"]:
+    """What the user gives as a number or a map, in float64.
+
+    Raises: InputError, starting with `field`, if it is neither.
+    """
+    refusal = f"{field}: must be a number or a map of real numbers, got "
+    if isinstance(value, Tensor) and value.dtype.is_complex:
+        raise InputError(f"{refusal}{value.dtype}")
+    try:
+        return torch.as_tensor(value, dtype=torch.float64, device=device)
+    # torch knows no common type for what it cannot read
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{refusal}{value!r}") from None
 
 
 def from_residual(squares: Float[Tensor, " v"], freedom: int, n_images: int, note: str = "") -> NoiseLevel:

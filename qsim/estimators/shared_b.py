@@ -25,10 +25,10 @@ from torch import Tensor
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate
 from qsim.estimators.noise_level import NoiseLevel, noise_level
-from qsim.estimators.pooling.pooled_b import pool_b
+from qsim.estimators.pooling.pooled_b import mean_square, pool_b
 from qsim.estimators.pooling.profile import Begun, Point, Profile, sample
 from qsim.estimators.voxels import gather, known_map, noise_covariance, scatter, statuses
-from qsim.information import fisher_information, invert_information
+from qsim.information import crb, fisher_information, invert_information
 from qsim.parameters import T1, Parameter
 from qsim.signals import InversionRecovery
 from qsim.signals.base import SignalModel
@@ -38,6 +38,10 @@ _POOLINGS = ("auto", "profile", "histogram")
 _POOLED, _JUDGED = 16384, 512
 # "auto": median SD of log T1 at known B above which the histogram is used
 _NOISY = 0.025
+# SD of B above which the whole range of B is looked at, and above which B counts as not found: a quarter of its range
+_UNSURE, _UNKNOWN = 0.02, 0.75
+# voxels that say what the bound of B is
+_BOUNDED = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class Pooled:
 
     Attributes:
         b: inversion depth [1].
-        variance: of it; 0 if it was known [1].
+        variance: of it, no less than the Cramér-Rao bound at these values; 0 if it was known [1].
         a, u: amplitude and log T1 of every voxel at that B [units of the images, log s].
         converged: per voxel.
         noise: the sigma that was used; None if none was needed.
@@ -70,7 +74,11 @@ class SharedB:
             T1 of the median voxel uncertain by more than 2.5 % at known B, else the profile. The histogram's grid of T1
             has steps of 2 %: with much less noise than that neither its B nor the variance of it is to be trusted.
         covariance: also return the covariance of the noise: inverse Fisher information at known B, plus the share of B,
-            whose variance follows from the curvature of its likelihood (of the histogram's: `pooled_b` says how well).
+            whose variance follows from the curvature of its likelihood (of the histogram's: `pooled_b` says how well)
+            and is at least the Cramér-Rao bound at the estimate. Where its SD is above .02, and T1 uncertain by more
+            than 2.5 %, it is at least the mean square of B's distance under the likelihood of the whole range of B.
+    Where the SD of B so found is above .75, a quarter of B's range, the series says next to nothing about B. No voxel
+    is then ok: status is NOT_CONVERGED (AT_BOUND would say that B lies at an end). Give a known B, or earlier times.
     Assumes: real Gaussian noise.   Not: Rician noise at low SNR, whose mean is raised.
     """
 
@@ -117,8 +125,7 @@ class SharedB:
         if given is not None and given.numel() > 1:
             raise InputError("known.B: shared-b takes one number; for a map of B use least-squares")
         if y.shape[1] == 0:
-            empty = y.new_zeros(len(self.parameters), 0)
-            return Estimate(scatter(empty, where), statuses(empty, self.parameters, where[where], where))
+            return no_voxels(y, self.parameters, where, self.covariance)
         fixed = ("B",) if given is not None else ()
         found = pool(model, images, y, where, sigma, None if given is None else float(given), self.pooling)
         if self.covariance and found.noise is None:
@@ -133,6 +140,18 @@ class SharedB:
         variances = scatter(torch.einsum("iiv->iv", covariance), where)
         full = scatter(covariance.reshape(9, -1), where).reshape(3, 3, *where.shape)
         return Estimate(maps, status, {"noise": variances}, full, found.noise)
+
+
+def no_voxels(
+    y: Float[Tensor, "n 0"], parameters: tuple[Parameter, ...], where: Bool[Tensor, "*space"], covariance: bool
+) -> Estimate:
+    """What is returned where nothing can be computed: maps of NaN, those of the covariance too if it was asked for."""
+    q = len(parameters)
+    empty = y.new_zeros(q, 0)
+    maps, status = scatter(empty, where), statuses(empty, parameters, where[where], where)
+    if not covariance:
+        return Estimate(maps, status)
+    return Estimate(maps, status, {"noise": maps.clone()}, maps.new_full((q, q, *where.shape), torch.nan))
 
 
 def require_recovery(name: str, model: SignalModel) -> None:
@@ -181,6 +200,10 @@ def pool(
     if b is not None:
         point = profile.at(b)
         return pooled(b, 0.0, True, noise)
+
+    def found(b: float, variance: float, converged: bool) -> Pooled:
+        return pooled(b, variance, converged and variance <= _UNKNOWN**2, noise)
+
     begun = None
     if noise is None and pooling != "profile":
         begun = profile.begin()
@@ -191,11 +214,19 @@ def pool(
         if pooling == "histogram" or spread > _NOISY:
             result = pool_b(model.ti, model.signed, sample(profile.y, _POOLED) / one, spread=spread)
             point = profile.at(result.b)
-            return pooled(result.b, result.variance, result.converged, noise)
+            return found(result.b, max(result.variance, _least(model, point, one)), result.converged)
     point, converged = profile.maximise(begun)
     scale = one**2 if one is not None else profile.residual(point)
     # the sum of what is explained is 2 sigma^2 times the log-likelihood; its expected curvature is the information of B
-    return pooled(point.b, 2 * scale / -point.curvature if point.curvature < 0 else inf, converged, noise)
+    variance = 2 * scale / -point.curvature if point.curvature < 0 else inf
+    if scale > 0:
+        one = scale**0.5
+        variance = max(variance, _least(model, point, one))
+        # atoms of a histogram would be too coarse where T1 is known better
+        if variance > _UNSURE**2 and _spread(model, point, one) > _NOISY:
+            few = sample(profile.y, _POOLED) / one
+            variance = max(variance, mean_square(model.ti, model.signed, few, point.b))
+    return found(point.b, variance, converged)
 
 
 def _nothing() -> tuple[Tensor, int]:
@@ -238,6 +269,13 @@ def _with_noise(
     return Pooled(found.b, found.variance, found.a, found.u, found.converged, noise)
 
 
+def _least(model: InversionRecovery, point: Point, sigma: float) -> float:
+    """Cramér-Rao bound of the variance of B, at these values."""
+    kappa = torch.stack((point.a, torch.full_like(point.a, point.b), point.u.exp()))
+    few = sample(kappa, _BOUNDED)
+    return float(crb(model, few, sigma, shared=("B",)).sd[1, 0]) ** 2 * few.shape[1] / kappa.shape[1]
+
+
 def _spread(model: InversionRecovery, point: Point, sigma: float) -> float:
     """Median over voxels of the SD of log T1 that the noise leaves at known B."""
     few = slice(None, None, max(1, len(point.a) // _JUDGED))
@@ -248,11 +286,16 @@ def _spread(model: InversionRecovery, point: Point, sigma: float) -> float:
 
 
 def pooled_covariance(
-    model: InversionRecovery, kappa: Float[Tensor, "3 v"], sigma: Float[Tensor, " v_or_1"], variance: float
+    model: SignalModel,
+    kappa: Float[Tensor, "3 v"],
+    sigma: Float[Tensor, " v_or_1"],
+    variance: float | Float[Tensor, " v"],
 ) -> Float[Tensor, "3 3 v"]:
-    """Covariance of A, B, T1 of each voxel, if B is one number of that variance [SI^2].
+    """Covariance of A, B, T1 of each voxel, if B has that variance [SI^2].
 
     C = C_known + g g^T var(B),   g = (dA/dB, 1, dT1/dB) as the maximum of the voxel follows B
+
+    Where a parameter of the voxel cannot be identified (T1 where A = 0) its variance is inf, and it follows nothing.
     """
     information = fisher_information(model, kappa, sigma)
     own = [0, 2]
@@ -261,10 +304,10 @@ def pooled_covariance(
     for i, row in enumerate(own):
         for j, column in enumerate(own):
             covariance[row, column] = known[i, j]
-    if variance == 0:
-        return covariance
+    spread = torch.as_tensor(variance, dtype=torch.float64, device=kappa.device)
     follow = torch.ones_like(information[0])
-    follow[own] = -torch.einsum("ijv,jv->iv", known, information[own, 1])
-    # a voxel that cannot be identified has inf as it is
-    share = torch.where(torch.isfinite(covariance), follow[:, None] * follow[None] * variance, 0.0)
-    return covariance + share
+    # inf x 0 would be NaN
+    follow[own] = -torch.einsum("ijv,jv->iv", torch.where(torch.isfinite(known), known, 0.0), information[own, 1])
+    product = follow[:, None] * follow[None]
+    share = torch.where(product == 0, 0.0, product * spread)
+    return covariance + torch.where(torch.isfinite(covariance), share, 0.0)

@@ -37,9 +37,8 @@ from qsim.estimators.pooling.depth_profile import DepthProfile
 from qsim.estimators.pooling.laplacian import Domain
 from qsim.estimators.pooling.smooth_climb import Climb, Local, Profiled
 from qsim.estimators.pooling.smooth_variance import depth_variance
-from qsim.estimators.shared_b import SharedB
+from qsim.estimators.shared_b import SharedB, no_voxels, pooled_covariance
 from qsim.estimators.voxels import gather, known_map, noise_covariance, scatter, statuses
-from qsim.information import fisher_information, invert_information
 from qsim.parameters import T1, B, Parameter
 from qsim.signals import InversionRecovery
 from qsim.signals.base import SignalModel
@@ -124,8 +123,7 @@ class SmoothB:
         y, where = gather(images, self.model, mask)
         known_map(known, "B", where, ())
         if y.shape[1] == 0:
-            empty = y.new_zeros(len(self.parameters), 0)
-            return self._estimate(images, empty, None, torch.zeros_like(where[where]), where, None)
+            return no_voxels(y, self.parameters, where, self.covariance)
         noise = noise_level(images, sigma, where, lambda: _residual(self.model, y))
         level = noise.at(where).to(images.device)
         there, weight, climb, converged = self._fit(y, level, where)
@@ -137,7 +135,7 @@ class SmoothB:
         covariance = None
         if self.covariance:
             variance = depth_variance(climb, weight, there.curvature)
-            covariance = _covariance(self.model, kappa, level, torch.from_numpy(variance).to(images.device))
+            covariance = pooled_covariance(self.model, kappa, level, torch.from_numpy(variance).to(images.device))
         return self._estimate(images, kappa, covariance, settled, where, noise)
 
     def _profile(self, y: Float[Tensor, "n v"]) -> DepthProfile:
@@ -205,26 +203,6 @@ class SmoothB:
         q = len(self.parameters)
         full = scatter(covariance.to(images.dtype).reshape(q * q, -1), where).reshape(q, q, *where.shape)
         return Estimate(maps, status, {"noise": torch.einsum("ii...->i...", full).clone()}, full, noise)
-
-
-def _covariance(
-    model: SignalModel, kappa: Float[Tensor, "q v"], level: Float[Tensor, " v_or_1"], variance: Float[Tensor, " v"]
-) -> Float[Tensor, "q q v"]:
-    """Of A, B and T1, for a variance of B.
-
-    With I the Fisher information, k the rows A and T1, b the row B:  cov = (I_kk)^-1 + r r' var(B) with
-    r = dk / dB = -(I_kk)^-1 I_kb, and 1 in the row of B.
-    """
-    information = fisher_information(model, kappa, level)
-    rows = [0, 2]
-    inverse = invert_information(information[rows][:, rows])
-    follow = torch.ones_like(kappa)
-    follow[rows] = -torch.einsum("ijv,jv->iv", inverse, information[rows][:, 1])
-    covariance = follow[:, None] * follow[None] * variance
-    for i, row in enumerate(rows):
-        for j, column in enumerate(rows):
-            covariance[row, column] += inverse[i, j]
-    return covariance
 
 
 def _common(b: Float[Tensor, " v"]) -> float:

@@ -163,7 +163,7 @@ def log_covariance(kappa: Float[Tensor, "2 v"], times: Float[Tensor, "n 1"], wei
     # dA = A d log A, dT = -T^2 d(1 / T); the signal is A exp(-t_0 / T) times what was used
     first = torch.exp(-times.min() / t)
     rows = torch.stack((log_a / first**2, -cross * t * t / (a * first**2), slope * t**4 / (a * first) ** 2))
-    return torch.stack((rows[0], rows[1], rows[1], rows[2])).reshape(2, 2, -1)
+    return torch.stack((rows[0], rows[1], rows[1], rows[2])).unflatten(0, (2, 2))
 
 
 def decay_estimate(
@@ -181,5 +181,5 @@ def decay_estimate(
         return Estimate(maps, status, noise_level=level)
     covariance = (unit_covariance * level.at(where) ** 2).to(kappa.dtype)
     variances = scatter(torch.stack((covariance[0, 0], covariance[1, 1])), where)
-    full = scatter(covariance.reshape(4, -1), where).reshape(2, 2, *where.shape)
+    full = scatter(covariance.flatten(0, 1), where).reshape(2, 2, *where.shape)
     return Estimate(maps, status, {"noise": variances}, full, level)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from qsim.errors import InputError
 from qsim.estimators.base import Status, check_series, computable
+from qsim.estimators.noise_level import numbers
 from qsim.information import fisher_information, invert_information
-from qsim.parameters import Parameter
+from qsim.parameters import PARAMETERS, Parameter
 from qsim.signals.base import SignalModel
 
 Known = Mapping[str, Tensor] | Mapping[str, float] | None
@@ -20,8 +21,13 @@ def gather(
 ) -> tuple[Float[Tensor, "n v"], Bool[Tensor, "*space"]]:
     """The voxels that can be estimated, and where they are.
 
-    Raises: InputError if the series or the mask does not fit.
+    Raises: InputError if the series or the mask does not fit, or is not of real numbers and of truth values.
     """
+    if not images.dtype.is_floating_point:
+        remedy = "give their modulus, .abs()" if images.dtype.is_complex else "convert with .float()"
+        raise InputError(f"images: must be real floating point, got {images.dtype}; {remedy}")
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dtype != torch.bool):
+        raise InputError(f"mask: must be boolean, got {getattr(mask, 'dtype', type(mask).__name__)}")
     try:
         check_series(images, model)
     except ValueError as error:
@@ -32,7 +38,7 @@ def gather(
         )
     where = computable(images, mask)
     # all voxels in: a view, without the copy that indexing makes
-    series = images.reshape(len(images), -1)
+    series = images.reshape(len(images), where.numel())
     return (series if bool(where.all()) else series[:, where.flatten()]), where
 
 
@@ -40,7 +46,7 @@ def scatter(values: Float[Tensor, "q v"], where: Bool[Tensor, "*space"]) -> Floa
     """Put voxel values back in place; NaN elsewhere."""
     maps = values.new_full((values.shape[0], where.numel()), torch.nan)
     maps[:, where.flatten()] = values
-    return maps.reshape(-1, *where.shape)
+    return maps.reshape(len(maps), *where.shape)
 
 
 def statuses(
@@ -69,11 +75,18 @@ def statuses(
 
 
 def known_map(
-    known: Known, name: str, where: Bool[Tensor, "*space"], allowed: Sequence[str]
+    known: Known,
+    name: str,
+    where: Bool[Tensor, "*space"],
+    allowed: Sequence[str],
+    parameters: Sequence[Parameter] = tuple(PARAMETERS.values()),
 ) -> Float[Tensor, " v_or_1"] | None:
     """The known values of one parameter at the voxels, or None.
 
-    Raises: InputError if `known` holds something that the method cannot use, or its shape does not fit.
+    Args:
+        parameters: holds the range of this one, ends included; a row that is not among them has none.
+    Raises: InputError if `known` holds something that the method cannot use, its shape does not fit, or a voxel that is
+        estimated has a value that is not finite or out of range.
     """
     if known is None:
         return None
@@ -83,7 +96,7 @@ def known_map(
             raise InputError(f"known.{given}: this method cannot use a known {given} with this model; {remedy}")
     if name not in known:
         return None
-    value = torch.as_tensor(known[name], dtype=torch.float64, device=where.device)
+    value = numbers(known[name], f"known.{name}", where.device)
     if value.ndim == 0:
         value = value.reshape(1)
     elif value.shape == where.shape:
@@ -94,7 +107,23 @@ def known_map(
         raise InputError(
             f"known.{name}: holds values that are not finite; give numbers, or leave those voxels out by the mask"
         )
+    for parameter in parameters:
+        if parameter.name == name:
+            _check_range(value, parameter)
     return value
+
+
+def _check_range(value: Float[Tensor, " v_or_1"], parameter: Parameter) -> None:
+    """Raises: InputError."""
+    lower, upper = parameter.lower, parameter.upper
+    # an end of the range that was once written in float32
+    low, high = lower - 1e-7 * abs(lower), upper + 1e-7 * abs(upper)
+    if bool(((value < low) | (value > high)).any()):
+        unit = "" if parameter.unit == "1" else f" {parameter.unit}"
+        raise InputError(
+            f"known.{parameter.name}: must lie from {lower:g} to {upper:g}{unit} in every voxel that is estimated; "
+            "leave others out by the mask"
+        )
 
 
 def noise_covariance(

@@ -138,6 +138,48 @@ def test_refusals():
         build_estimator("empirical-bayes", IR)(torch.ones(31, 3), known={"B": torch.tensor([1.8, 1.9, 2.0])})
 
 
+def test_amplitude_of_a_decay_that_starts_late():
+    """T2 about .05 s, first time .02 s: under the even part of the histogram, down to T2 = .001 s, atoms of A = 1 have
+    signals of e^-20, and the mean of A over all atoms came out up to 3e6."""
+    model = T2Prep(te_prep=(0.02, 0.04, 0.06, 0.08))
+    generator = torch.Generator().manual_seed(0)
+    t2 = 0.05 * torch.exp(0.2 * torch.randn(2000, generator=generator, dtype=torch.float64))
+    kappa = torch.stack((torch.ones_like(t2), t2))
+    clean = model(kappa)
+    images = clean + 0.1 * torch.randn(clean.shape, generator=generator, dtype=torch.float64)
+    found, peak = (
+        build_estimator(name, model, {"covariance": True})(images, sigma=0.1)
+        for name in ("empirical-bayes", "least-squares")
+    )
+    # at the true T2 the SD of A is .12; some voxels are drawn from the least T2
+    assert float((found.kappa[0] > 2).double().mean()) < 0.005
+    error = (found.kappa[0] - 1).square().mean().sqrt()
+    assert float(error) < 0.25
+    assert float(error) < 0.5 * float((peak.kappa[0] - 1).square().mean().sqrt())
+    inside = (found.kappa - kappa).abs() < 1.96 * found.variances["noise"].sqrt()
+    # the posterior of T2 holds what the noise hides: nominal and a little more
+    assert bool(((inside.double().mean(1) > 0.93) & (inside.double().mean(1) < 0.995)).all())
+    # the best A at T, by the normal equation of one voxel
+    signal = torch.exp(-torch.tensor(model.te_prep, dtype=torch.float64) / found.kappa[1, 7])
+    expected = np.linalg.lstsq(signal[:, None].numpy(), images[:, 7].numpy(), rcond=None)[0][0]
+    assert float(found.kappa[0, 7]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_amplitude_of_an_inversion_recovery_that_hardly_starts():
+    """B = 1 and times far below the longest T1: atoms of A = 1 are small there, and their A large."""
+    model = InversionRecovery(ti=(0.02, 0.04, 0.08, 0.12))
+    kappa = torch.tensor([1.0, 1.0, 0.3], dtype=torch.float64)[:, None].repeat(1, 1500)
+    clean = model(kappa)
+    images = clean + 0.02 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = build_estimator("empirical-bayes", model, {"covariance": True})(images, sigma=0.02, known={"B": 1.0})
+    inside = (found.kappa - kappa).abs() <= 1.96 * found.variances["noise"].sqrt()
+    assert float(inside[0].double().mean()) > 0.93
+    # A and T1 are told apart by the curvature of the series only: their ratio is what it shows
+    ratio = (found.kappa[0] / found.kappa[2] / (1 / 0.3) - 1).abs()
+    assert float(ratio.median()) < 0.15
+    assert float(found.kappa[0].max()) < 6
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_same_on_cuda():

@@ -1,10 +1,22 @@
 """The registry, the contract that every estimator keeps, and the opponents that paint means."""
 
+import sys
+
+import jaxtyping
 import pytest
 import torch
 
 from qsim.errors import InputError
-from qsim.estimators import ESTIMATORS, Estimator, Status, TissuePrior, build_estimator, method_options
+from qsim.estimators import (
+    ESTIMATORS,
+    Estimate,
+    Estimator,
+    Status,
+    TissuePrior,
+    build_estimator,
+    build_foreign,
+    method_options,
+)
 from qsim.estimators.reference import population_constant, tissue_prior_mean, true_tissue_mean
 from qsim.signals import InversionRecovery, SpinLock
 from tests.published import TI_31
@@ -51,6 +63,14 @@ def series(request):
     name = request.node.callspec.params["name"]
     truth = truth_of(RELAXED[name])
     return truth, RELAXED[name](truth)
+
+
+@pytest.fixture
+def unchecked():
+    """The shape check of the test run, which refuses wrong types before the method sees them, is off."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_every_method_has_a_contract_test():
@@ -112,6 +132,48 @@ class TestContract:
         found = built(name)(images, SIGMA, mask=torch.zeros(3, 4, dtype=torch.bool))
         assert bool((found.status == Status.NOT_COMPUTED).all())
         assert bool(torch.isnan(found.kappa).all())
+
+    @pytest.mark.parametrize("space", [(0,), (2, 0)], ids=str)
+    def test_space_of_no_length(self, name, space):
+        model = RELAXED[name]
+        images = torch.zeros(model.n_images, *space)
+        options = {"covariance": True} if "covariance" in method_options(name) else {}
+        for sigma in (SIGMA, None):
+            found = built(name, **options)(images, sigma)
+            assert found.kappa.shape == (len(model.parameters), *space)
+            assert found.status.shape == space
+            for variances in found.variances.values():
+                assert variances.shape == found.kappa.shape
+
+    def test_no_voxel_and_no_sigma(self, name, series):
+        """Not the refusal that the series leaves no residual: there is nothing to estimate the noise for."""
+        _, images = series
+        options = {"covariance": True} if "covariance" in method_options(name) else {}
+        found = built(name, **options)(images, mask=torch.zeros(3, 4, dtype=torch.bool))
+        assert found.kappa.shape == (len(RELAXED[name].parameters), 3, 4)
+        assert bool(torch.isnan(found.kappa).all())
+        assert bool((found.status == Status.NOT_COMPUTED).all())
+        if name in ("two-point", "log-linear", "least-squares", "rician", "map"):
+            assert bool(torch.isnan(found.variances["noise"]).all())
+            assert found.covariance.shape == (len(found.kappa), len(found.kappa), 3, 4)
+
+    def test_a_series_without_space(self, name, series):
+        truth, images = series
+        found = built(name)(images[:, 1, 2], SIGMA)
+        assert found.status.shape == ()
+        torch.testing.assert_close(found.kappa, truth[:, 1, 2], rtol=CLOSE, atol=0)
+
+    def test_values_that_are_not_real(self, name, series, unchecked):
+        _, images = series
+        method = built(name)
+        with pytest.raises(InputError, match=r"^images: must be real .*, got torch\.int16; convert with \.float\(\)$"):
+            method((1000 * images).to(torch.int16), SIGMA)
+        with pytest.raises(InputError, match=r"^images: must be real .*, got torch\.complex64; give their modulus"):
+            method(images.to(torch.complex64), SIGMA)
+        with pytest.raises(InputError, match=r"^mask: must be boolean, got torch\.uint8$"):
+            method(images, SIGMA, mask=torch.ones(3, 4, dtype=torch.uint8))
+        with pytest.raises(InputError, match=r"^sigma: must be a number or a map of real numbers, got 'low'"):
+            method(images, "low")
 
     def test_wrong_series_and_mask(self, name, series):
         _, images = series
@@ -186,6 +248,54 @@ class TestContract:
         torch.testing.assert_close(diagonal, one.variances["noise"], rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("name", ["least-squares", "rician", "shared-b"])
+def test_known_values_out_of_range(name):
+    images = IR(truth_of(IR).double())
+    method = build_estimator(name, IR)
+    for b in (5.0, -1.0, 3.001):
+        with pytest.raises(InputError, match=r"^known\.B: must lie from 0 to 3 in every voxel"):
+            method(images, SIGMA, known={"B": b})
+    # the ends belong to the range
+    method(images, SIGMA, known={"B": 3.0})
+    if name == "shared-b":
+        return
+    # a voxel outside the mask may hold anything
+    depth = torch.full((3, 4), 1.9)
+    depth[1, 1] = 7.0
+    mask = depth < 3
+    found = method(images, SIGMA, mask, {"B": depth})
+    assert bool((found.status[mask] == Status.OK).all())
+    with pytest.raises(InputError, match=r"^known\.B: must lie from 0 to 3"):
+        method(images, SIGMA, known={"B": depth})
+
+
+@pytest.mark.parametrize("value", [None, "1.9", 1.9 + 0j, torch.tensor(1.9 + 0j)], ids=str)
+@pytest.mark.parametrize("name", ["least-squares", "rician", "shared-b"])
+def test_known_values_that_are_no_numbers(name, value, unchecked):
+    with pytest.raises(InputError, match=r"^known\.B: must be a number or a map of real numbers, got "):
+        build_estimator(name, IR)(IR(truth_of(IR)), SIGMA, known={"B": value})
+
+
+@pytest.mark.parametrize("covariance", [False, True])
+def test_no_recovery_at_a_known_b_of_0(covariance):
+    truth = truth_of(IR)
+    depth = torch.full((3, 4), 1.9)
+    depth[0, 2] = 0.0
+    found = build_estimator("least-squares", IR, {"covariance": covariance})(IR(truth), SIGMA, known={"B": depth})
+    wanted = torch.full((3, 4), int(Status.OK), dtype=torch.uint8)
+    wanted[0, 2] = int(Status.NOT_COMPUTED)
+    assert bool((found.status == wanted).all())
+    assert bool(torch.isnan(found.kappa[:, 0, 2]).all())
+    torch.testing.assert_close(found.kappa[:, depth > 0], truth[:, depth > 0], rtol=CLOSE, atol=0)
+    none = build_estimator("least-squares", IR)(IR(truth), SIGMA, known={"B": 0.0})
+    assert bool((none.status == Status.NOT_COMPUTED).all())
+
+
+def test_refusals_name_the_method_once():
+    with pytest.raises(InputError, match=r"^estimators: two-point needs a mono-exponential decay"):
+        build_estimator("two-point", IR)
+
+
 def test_unknown_method_is_refused_with_the_known_names():
     with pytest.raises(InputError, match=f"estimators: unknown method 'mle'; known are {', '.join(ESTIMATORS)}"):
         build_estimator("mle", IR)
@@ -231,3 +341,80 @@ def test_true_tissue_mean():
     truth = torch.tensor([[[9.0, 1.0, 2.0], [5.0, 7.0, 3.0]]])
     found = true_tissue_mean(truth, LABELS)
     torch.testing.assert_close(found, torch.tensor([[[0.0, 2.0, 2.0], [6.0, 6.0, 2.0]]]))
+
+
+class Plain:
+    """A user's estimator that returns whatever the test says."""
+
+    name, parameters, pools = "plain", IR.parameters, ()
+
+    def __init__(self, answer=None, **attributes):
+        self.answer = answer
+        vars(self).update(attributes)
+
+    def __call__(self, images, sigma=None, mask=None, known=None):
+        images.zero_()
+        if mask is not None:
+            mask.zero_()
+        return self.answer(torch.ones(3, *images.shape[1:]))
+
+
+def status(kappa, value=0):
+    return torch.full(kappa.shape[1:], value, dtype=torch.uint8)
+
+
+def crash(kappa):
+    return 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (crash, "mod:build raised ZeroDivisionError: division by zero"),
+        (lambda kappa: sys.exit(0), "mod:build calls sys.exit"),
+        (lambda kappa: None, r"plain \(mod:build\) returned NoneType, wanted qsim"),
+        (lambda kappa: estimate(kappa[:1]), r"returned kappa of shape \(1, 3, 4\), wanted \(3, 3, 4\)"),
+        (lambda kappa: estimate(kappa.int()), "returned kappa as torch.int32, wanted a tensor of real"),
+        (lambda kappa: estimate(kappa, status(kappa, 9)), "returned a status beyond 0 to 3"),
+        (lambda kappa: estimate(kappa, variances={"noise": -kappa}), "returned negative variances"),
+        (
+            lambda kappa: estimate(kappa, covariance=kappa),
+            r"returned covariance of shape \(3, 3, 4\), wanted \(3, 3, 3, 4\)",
+        ),
+    ],
+)
+def test_what_a_users_method_returns_is_checked(answer, message):
+    built_ = build_foreign("plain", "mod:build", lambda model: Plain(answer), IR, {})
+    with pytest.raises(InputError, match=message):
+        built_(torch.rand(31, 3, 4), 0.1)
+
+
+def estimate(kappa, state=None, **more):
+    """An Estimate without the checks of the test run."""
+    found = object.__new__(Estimate)
+    values = {"kappa": kappa, "status": status(kappa) if state is None else state, "variances": {}, "covariance": None}
+    for name, value in {**values, "noise_level": None, **more}.items():
+        object.__setattr__(found, name, value)
+    return found
+
+
+def test_a_users_method_cannot_change_what_the_next_one_sees():
+    images, mask = torch.rand(31, 3, 4), torch.ones(3, 4, dtype=torch.bool)
+    before = images.clone()
+    build_foreign("plain", "mod:build", lambda model: Plain(estimate), IR, {})(images, 0.1, mask)
+    torch.testing.assert_close(images, before, rtol=0, atol=0)
+    assert bool(mask.all())
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"parameters": IR.parameters[:1]}, "estimates A; wanted rows of the model .A, B, T1., a relaxation time"),
+        ({"name": " "}, "has no name for the tables"),
+        ({"pools": ("Q",)}, r"pools must be a tuple of rows of the model \(A, B, T1\), got \('Q',\)"),
+        ({"pools": "B"}, "pools must be a tuple of rows"),
+    ],
+)
+def test_what_a_users_method_says_of_itself_is_checked(attributes, message):
+    with pytest.raises(InputError, match=message):
+        build_foreign("plain", "mod:build", lambda model: Plain(estimate, **attributes), IR, {})

@@ -1,6 +1,7 @@
 """Errors over a grid: statistics, intervals, noise and bounds against closed forms."""
 
 import re
+from base64 import b64decode
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +11,10 @@ from scipy import stats
 
 from qsim.distributions import Constant
 from qsim.estimators import Estimate, Status, build_estimator
-from qsim.evaluation.pages.grid_page import page
+from qsim.evaluation.pages.grid_page import page, precision
+from qsim.evaluation.pages.heat_figures import Curve, Plot, curve_figure
 from qsim.evaluation.pages.heat_report import render
+from qsim.evaluation.pages.summary import few_repeats_warning
 from qsim.evaluation.studies.grid import (
     METRICS,
     Contender,
@@ -233,6 +236,38 @@ def test_the_page_says_who_is_at_the_bound_and_who_is_not():
     assert "100 % of 3 points and SNRs within 0.95 to 1.1" in text
     assert "0 % of 3 points and SNRs within 0.95 to 1.1" in text
     assert "95 % intervals</h2>" not in text
+
+
+def test_methods_that_pool_are_as_precise_as_their_repeats():
+    plenty = truth(voxels=400, repeats=25)
+    single = Contender("alone", Given(np.ones((3, 400))))
+    pooling = Contender("pooled", Given(np.ones((3, 400)), pools=("A",)))
+    assert precision(plenty, [single]) == []
+    # 1 / sqrt(2 * 24) and 1 / sqrt(25), with 10 000 voxels and repeats
+    (said,) = precision(plenty, [single, pooling])
+    assert said.startswith("pooled: ")
+    assert "only the 25 repeats are independent" in said
+    assert "about 14 %, biases one of 20 %" in said
+    assert precision(truth(voxels=1000, repeats=100), [pooling]) == []
+    assert len(precision(truth(voxels=10, repeats=4), [pooling])) == 2
+
+
+def test_few_repeats_are_said():
+    # SD of an SD of 9 Gaussian numbers: 1 / sqrt(16)
+    (said,) = few_repeats_warning(9, "More.")
+    assert said.startswith("9 noise realisations")
+    assert said.endswith("about 25 %. More.")
+    assert few_repeats_warning(50) == []
+    assert "needs at least two" in few_repeats_warning(1)[0]
+
+
+def test_points_beyond_an_axis_are_marked():
+    x = np.array([1.0, 2.0, 3.0])
+    figures = [
+        curve_figure([Plot("t", "x", "y", [Curve("c", x, np.array(y), 0)], limits=(-10.0, 10.0), zero=True)], 1)
+        for y in ([1.0, 10.0, np.nan], [1.0, 20.0, -30.0])
+    ]
+    assert ["beyond the axis" in b64decode(uri.split(",")[1]).decode() for uri in figures] == [False, True]
 
 
 def test_a_method_without_an_estimate_has_a_page_too():

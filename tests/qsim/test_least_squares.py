@@ -9,7 +9,18 @@ from qsim.errors import InputError
 from qsim.estimators import Status
 from qsim.estimators.least_squares import LeastSquares
 from qsim.information import crb
-from qsim.signals import InversionRecovery, InversionRecovery2P, OffsetDecay, SpinEcho, SpinLock, T2Prep
+from qsim.signals import (
+    BiExponential,
+    InversionRecovery,
+    InversionRecovery2P,
+    LookLocker,
+    OffsetDecay,
+    SaturationRecovery,
+    SpinEcho,
+    SpinLock,
+    T2Prep,
+    VariableFlipAngle,
+)
 from tests.oracles import (
     curve_fit_recovery,
     dense_grid_decay,
@@ -271,3 +282,58 @@ def test_refuses_what_it_cannot_use():
         LeastSquares(IR)(images, known={"B": torch.ones(5)})
     with pytest.raises(InputError, match="30 images, the model has 31 times"):
         LeastSquares(IR)(images[:30])
+
+
+RECOVERED = (0.1, 0.4, 0.8, 1.2, 2.0, 3.0, 4.5)
+ANY_UNIT = (
+    (InversionRecovery(ti=RECOVERED), {}),
+    (InversionRecovery(ti=RECOVERED, signed=True), {}),
+    (InversionRecovery(ti=RECOVERED, tr=6.0), {}),
+    (InversionRecovery(ti=RECOVERED), {"B": 1.8}),
+    (InversionRecovery2P(ti=RECOVERED), {}),
+    (SaturationRecovery(ts=RECOVERED), {}),
+    (LookLocker(ti=RECOVERED), {}),
+    (T2Prep(te_prep=TE_PREP), {}),
+    (OffsetDecay(te=TE_PREP), {}),
+    (VariableFlipAngle(flip_angles=(0.05, 0.1, 0.2, 0.4), tr=0.01), {"REL_B1": 1.0}),
+    (BiExponential(te=tuple(0.005 * 1.5**k for k in range(10))), {}),
+)
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["float64", "float32"])
+@pytest.mark.parametrize(("model", "known"), ANY_UNIT, ids=lambda x: getattr(x, "kind", None))
+def test_the_unit_of_the_images_drops_out(model, known, single):
+    """Noisy series, so that valleys compete; in any unit, and bright and dark voxels side by side."""
+    ends = {**RANGES, "FRACTION": (0.3, 0.7), "T2_SHORT": (0.01, 0.03), "REL_B1": (1.0, 1.0)}
+    rng = np.random.default_rng(20)
+    n = 16 if isinstance(model, BiExponential) else 120
+    truth = np.stack([rng.uniform(*ends[p.name], n) for p in model.parameters])
+    clean = model(torch.tensor(truth))
+    images = clean + 0.05 * clean.amax(0) * torch.tensor(rng.standard_normal(clean.shape))
+    images = images.float() if single else images
+    fit = LeastSquares(model)
+    found = fit(images, known=known)
+    linear = [p.name in ("A", "C") for p in model.parameters]
+    computed = found.status != Status.NOT_COMPUTED
+    assert float(computed.double().mean()) > 0.9
+
+    def check(factor):
+        scaled = fit(images * factor, known=known)
+        assert torch.equal(scaled.status, found.status)
+        for row, (mine, theirs) in enumerate(zip(scaled.kappa, found.kappa, strict=True)):
+            expected = theirs * factor if linear[row] else theirs
+            if bits:
+                assert torch.equal(mine[computed], expected[computed])
+            else:
+                # the product with a number that is no power of two rounds the images
+                rtol = 1e-2 if single else 1e-6
+                off = (mine - expected).abs() > rtol * expected.abs() + 1e-9 * (factor if linear[row] else 1.0)
+                assert int((off & computed).sum()) <= (2 if single else 0)
+
+    bits = True
+    mixed = torch.tensor([2.0**-20, 1.0, 2.0**20, 2.0**-10], dtype=images.dtype).repeat(n // 4)
+    for factor in (2.0**-20, 2.0**20, mixed) if single else (2.0**-40, 2.0**-20, mixed):
+        check(factor)
+    bits = False
+    for factor in (1e-6, 1e-3, 1e3, 1e6) if single else (1e-12, 1e-6, 1e-3, 1e3, 1e6):
+        check(factor)

@@ -1,6 +1,7 @@
 """Rician and non-central chi: densities against scipy, fits against dense grids, bias, coverage."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -213,6 +214,57 @@ def test_covariance_is_the_inverse_of_the_second_derivatives():
             corners = value(*(e + f)) - value(*(e - f)) - value(*(f - e)) + value(*(-e - f))
             hessian[i, j] = -corners / (4 * float(steps[i] * steps[j]))
     np.testing.assert_allclose(found.covariance[:, :, 0], np.linalg.inv(hessian), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("model", "truth"),
+    [
+        (LOCK, (1.0, 0.045)),
+        (OffsetDecay(te=(0.005, 0.01, 0.03, 0.05, 0.08, 0.15)), (1.0, 0.05, 0.1)),
+    ],
+    ids=lambda x: getattr(x, "kind", ""),
+)
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_covariance_follows_the_unit_of_the_images(model, truth, scale):
+    kappa = torch.tensor(truth, dtype=torch.float64)[:, None].expand(-1, 200)
+    images = magnitudes(model(kappa), 0.05, torch.Generator().manual_seed(7))
+    fit = MagnitudeLikelihood(model, covariance=True)
+    one, other = fit(images, 0.05), fit(images * scale, 0.05 * scale)
+    factor = torch.tensor([scale if p.name in ("A", "C") else 1.0 for p in model.parameters]).double()[:, None]
+    # voxels whose time stays within its range; differences of rounding in where the search ends
+    inside = (one.status == Status.OK) & (other.status == Status.OK)
+    assert int(inside.sum()) > 150
+    sd, wide = (found.variances["noise"].sqrt()[:, inside] for found in (one, other))
+    torch.testing.assert_close(wide, factor * sd, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("model", "truth", "snr"),
+    [
+        (LOCK, (1.0, 0.045), 5),
+        (OffsetDecay(te=(0.005, 0.01, 0.03, 0.05, 0.08, 0.15)), (1.0, 0.05, 0.1), 20),
+        (BiExponential(te=tuple(0.01 * i for i in range(1, 17))), (1.0, 0.3, 0.02, 0.1), 50),
+        (InversionRecovery(ti=(0.1, 0.3, 0.6, 1.0, 2.0, 4.0), signed=True), (0.9, 1.9, 0.8), 8),
+    ],
+    ids=lambda x: getattr(x, "kind", ""),
+)
+def test_nowhere_less_likely_than_least_squares(model, truth, snr):
+    kappa = torch.tensor(truth, dtype=torch.float64)[:, None].expand(-1, 1000)
+    images = magnitudes(model(kappa), 1 / snr, torch.Generator().manual_seed(snr))
+    found = MagnitudeLikelihood(model)(images, 1 / snr)
+    plain = replace(model, signed=False) if getattr(model, "signed", False) else model
+    other = build_estimator("least-squares", plain)(images).kappa
+    short = likelihood(model, other, images, 1 / snr) - likelihood(model, found.kappa, images, 1 / snr)
+    assert int((found.status == Status.OK).sum()) > 500
+    assert float(short.max()) < 1e-3
+
+
+@pytest.mark.parametrize("covariance", [False, True])
+def test_no_magnitude_and_no_sigma(covariance):
+    """Every voxel has a negative image: none is left, but the mask is not empty."""
+    found = MagnitudeLikelihood(LOCK, covariance=covariance)(-torch.ones(4, 3))
+    assert bool((found.status == Status.NOT_COMPUTED).all())
+    assert bool(torch.isnan(found.noise_level.sigma))
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,10 @@ def test_a_gaussian_fit_of_magnitudes_reads_long_and_the_page_says_where():
     text = render(page(MismatchStudy(cases, snrs, 4, found, bounds)))
     assert "without noise no fit is off by 0.5 % or more" in text
     assert "most at B 1.6" in text
+    # each case says what the lowest SNR adds
+    assert text.split("<h2")[0].count("Noise of SNR 5 moves the median of") == 2
+    # 120 voxels and repeats in one case: 1 / sqrt(2 * 119) = 6.5 %
+    assert "120 voxels and repeats at each point: CV and RMSE carry a relative error of about 6 %" in text
     assert "Smallest RMSE (median over the axis)" in text or "has the smallest RMSE (median over the axis)" in text
     rows = list(case_rows(wrong, wrong.fits[0], 5.0, found["case", "2", 5.0], bounds["case", "2", 5.0]))
     assert {row.tissue for row in rows} == {"case, B 1.6", "case, B 1.8", "case, B 2"}
@@ -131,6 +135,16 @@ def test_a_gaussian_fit_of_magnitudes_reads_long_and_the_page_says_where():
     assert len(lines) == 2
     assert all(len(line) == len(GRID_HEADER) for line in lines)
     assert [line[GRID_HEADER.index("truth")] for line in lines] == [0.02, 0.04]
+
+
+def test_a_magnitude_likelihood_is_right_without_noise_whatever_the_snr():
+    points = torch.tensor([0.02, 0.08], dtype=torch.float64)
+    model = SpinLock(tsl=(0.0, 0.01, 0.03, 0.05))
+    kappa = brightest_is_reference(model, torch.stack((torch.ones_like(points), points)))
+    which = Fit(Contender("rice", build_estimator("rician", model)), model, "T1RHO")
+    one = case(model, kappa, "T1RHO", "T1RHO", (which,), RICIAN, voxels=3)
+    # told the sigma of SNR 5 it would correct by percents
+    np.testing.assert_allclose(outcome(one, which, 5.0)["noise_free"], 0, atol=0.02)
 
 
 @dataclass(frozen=True)
@@ -160,4 +174,12 @@ def test_a_fit_without_an_estimate_has_a_page_too():
     assert "it gives no estimate" in text
     assert "100 % failed" in text
     assert "“B” has the smallest RMSE" in text
+    alone = replace(one, fits=(one.fits[1], replace(one.fits[1], contender=Contender("void", Nothing()))))
+    found |= {("case", "void", 30.0): found["case", "none", 30.0]}
+    bounds |= {("case", "void", 30.0): bounds["case", "none", 30.0]}
+    lost = render(page(MismatchStudy((alone,), (30.0,), 4, found, bounds)))
+    # where nobody has an estimate nobody is the best, and nothing is moved
+    assert "without noise no fit gives an estimate" in lost
+    assert "smallest RMSE" not in lost.split("<h2")[0].split("</h1>")[1]
+    assert "moves the median" not in lost
     assert not re.search(r"\bnan\b", re.sub(r"<style>.*?</style>|src=\"[^\"]*\"", "", text, flags=re.DOTALL))

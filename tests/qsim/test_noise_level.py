@@ -1,5 +1,7 @@
 """Sigma from the background, from repeats and from residuals, against the sigma that was drawn."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -164,6 +166,18 @@ def test_few_outside_voxels_and_no_residual():
         noise_level(images, None, where, lambda: (torch.zeros(20), 0))
     with pytest.raises(InputError, match=r"^sigma: the residuals are zero"):
         noise_level(images, None, where, lambda: (torch.zeros(20), 1))
+
+
+def test_no_voxel_to_estimate():
+    images = torch.rand(2, 50, generator=torch.Generator().manual_seed(0)) + 1
+    nowhere = torch.zeros(50, dtype=torch.bool)
+    found = noise_level(images, None, nowhere, lambda: pytest.fail("there is nothing to fit"))
+    assert math.isnan(float(found.sigma))
+    assert "no voxel to estimate" in found.text
+    # the background, where there is one, still says what the noise is
+    noise = torch.randn(4, 5000, generator=torch.Generator().manual_seed(1))
+    seen = noise_level(noise, None, torch.zeros(5000, dtype=torch.bool), lambda: pytest.fail("not needed"))
+    assert float(seen.sigma) == pytest.approx(1.0, rel=0.05)
 
 
 def test_given_is_never_changed():

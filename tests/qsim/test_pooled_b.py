@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qsim.estimators import build_estimator
-from qsim.estimators.pooling.pooled_b import pool_b
+from qsim.estimators.pooling.pooled_b import mean_square, pool_b
 from tests.published import TI_31
 from tests.qsim.brain_like import IR, brain_like, noisy_images
 
@@ -86,3 +86,18 @@ def test_same_voxels_in_any_batch_and_signed_series():
     signed = noisy_images(kappa, 0.149, 3, model) / 0.149
     # without the modulus the signs say where the zero crossing is: the standard error is about .01
     assert pool_b(TI_31, True, signed).b == pytest.approx(1.8, abs=0.05)
+
+
+def test_a_flat_likelihood_has_the_variance_of_its_range():
+    """Times of 6 s and more, T1 1.1 s: any B in [0, 3] will do, whatever little bump is the highest."""
+    model = type(IR)(ti=(6.0, 7.0, 8.0, 9.0))
+    kappa = torch.tensor([1.0, 1.9, 1.1], dtype=torch.float64)[:, None].repeat(1, 300)
+    for seed in range(2):
+        found = pool_b(model.ti, False, noisy_images(kappa, 0.02, seed, model) / 0.02)
+        assert found.variance**0.5 > 0.75
+    # a peak keeps its curvature
+    peaked, _ = brain_like(5, 1500, b=1.8)
+    images = noisy_images(peaked, 0.149, 3) / 0.149
+    assert pool_b(TI_31, False, images).variance ** 0.5 < 0.1
+    assert mean_square(TI_31, False, images, 1.8) ** 0.5 < 0.2
+    assert mean_square(TI_31, False, images, 0.8) ** 0.5 == pytest.approx(1.0, abs=0.2)

@@ -82,6 +82,18 @@ def test_files_and_page(finished):
         assert text in page
 
 
+def test_without_networks_the_fits_are_summarised(finished):
+    config, out = finished
+    page = (out / "report.html").read_text()
+    assert f"{config['repeats']} noise realisations: the CV" in page
+    if config["kind"] == "generalisation":
+        assert "Smallest median RMSE of T1 over all pure voxels under each protocol. <b>long</b>: shared-b" in page
+        assert "No two networks" not in page
+        assert "CV / own" not in page
+        # median of chi-square with two degrees of freedom: 2 ln 2, so sqrt(ln 2) = .83 of the CV
+        assert "come out about 17 % low" in page
+
+
 def test_workers_and_processes_change_no_number(finished, tmp_path):
     config, out = finished
     run(config, tmp_path / "out", workers=2, scheduler="processes")

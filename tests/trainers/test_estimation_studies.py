@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +15,14 @@ import yaml
 
 import trainers.studies.grid
 import trainers.studies.mismatch
+import trainers.studies.run_time
 from generators.reading import read_config
 from qsim.errors import InputError
 from qsim.evaluation.table import read_csv
 from trainers.registry import config_schema
 from trainers.studies.block_runner import Command
 from trainers.studies.grid import GridConfig
+from trainers.studies.methods import MethodEntry, ModelEntry, choose
 from trainers.studies.mismatch import MismatchConfig
 from trainers.studies.registry import STUDIES, read_study
 from trainers.studies.run_time import RunTimeConfig
@@ -299,6 +302,15 @@ REFUSED = [
     (GRID, {"values__B": None}, "values.B: missing; the model has A, B, T1"),
     (GRID, {"values__T1": 1.0}, "values.T1: is the axis of the study"),
     (GRID, {"values__T2": 1.0}, "values.T2: no row of the model"),
+    (GRID, {"values__A": 0.0}, "values.A: wanted A above 0, got 0"),
+    (GRID, {"values__A": -1.0}, "values.A: wanted A above 0, got -1"),
+    (GRID, {"values__B": 3.5}, "values.B: wanted B from 0 to 3, got 3.5"),
+    (GRID, {"values__B": -0.1}, "values.B: wanted B from 0 to 3, got -0.1"),
+    (GRID, {"points": {"low": 0.3}}, "points: high and n missing; wanted {low, high, n} or a list of values"),
+    (GRID, {"points": {"low": 0.3, "high": 1.0, "log": True}}, "points: n missing; wanted {low, high, n}"),
+    (GRID, {"points": {}}, "points: low and high and n missing"),
+    (GRID, {"snr": [0]}, "snr[0]: wanted an SNR (0.65 / sigma) from 0.01 to 1e6, got 0"),
+    (GRID, {"snr": [1e-300]}, "snr[0]: wanted an SNR (0.65 / sigma) from 0.01 to 1e6, got 1e-300"),
     (GRID, {"noise": "ricain"}, "noise: got 'ricain', wanted one of 'gaussian'"),
     (GRID, {"noise": {"kind": "rician", "sigma": SIGMA}}, "noise.sigma: not wanted here"),
     (GRID, {"noise": "signed"}, "noise: kind signed needs a signed model"),
@@ -310,6 +322,22 @@ REFUSED = [
     (GRID, {"estimators": [{"method": "least-squares", "known": ["T1"]}]}, "estimators[0].known: T1 is what the study"),
     (GRID, {"estimators": [{"method": "least-squares", "known": ["C"]}]}, "estimators[0].known: C is no row"),
     (GRID, {"estimators": [{"methods": "x"}]}, "estimators[0]: got {'methods': 'x'}"),
+    (GRID, {"estimators": ["log-linear"]}, "estimators[0]: log-linear needs a mono-exponential decay"),
+    (GRID, {"estimators": [{"method": "log-linear"}]}, "estimators[0]: log-linear needs a mono-exponential decay"),
+    *(
+        (GRID, {"estimators": ["shared-b", {"method": "least-squares", **wrong}]}, f"estimators[1].{message}")
+        for wrong, message in [
+            ({"known": "B"}, "known: wanted a list of rows, got 'B'"),
+            ({"known": ["B", 3]}, "known[1]: wanted the name of a row, got 3"),
+            ({"known": ["B", "B"]}, "known: B is given twice"),
+            ({"name": ""}, "name: wanted a name, got ''"),
+            ({"method": ""}, "method: wanted the name of a method, got ''"),
+            ({"options": 3}, "options: wanted a mapping of options, got 3"),
+            ({"options": {True: 1}}, "options: wanted words as keys, got True"),
+            ({"options": {"covariance": [1]}}, "options.covariance: wanted a number, true, false or a word, got [1]"),
+        ]
+    ),
+    (GRID, {"estimators": [{"model": "a", "name": ""}]}, "estimators[0].name: wanted a name, got ''"),
     (GRID, {"voxel": 3}, "voxel: unknown key"),
     (MISMATCH, {"cases": []}, "cases: empty"),
     (MISMATCH, {"cases__1__name": "inversion"}, "cases[1].name: inversion is given twice"),
@@ -317,7 +345,21 @@ REFUSED = [
     (MISMATCH, {"cases__0__fits__1__name": "two"}, "cases[0].fits[1].name: two is given twice"),
     (MISMATCH, {"cases__0__truth__measures": "T2"}, "cases[0].truth.measures: T2 is no row of the model"),
     (MISMATCH, {"cases__0__truth__axis": "C"}, "cases[0].truth.axis: C is no row of the model"),
-    (MISMATCH, {"cases__0__truth__points": [2.0, 4.0]}, "cases[0].truth.points: wanted B from 0 to 3"),
+    (MISMATCH, {"cases__0__truth__points": [2.0, 4.0]}, "cases[0].truth.points: wanted B from 0 to 3, got 2 to 4"),
+    (
+        MISMATCH,
+        {"cases__0__truth__values": {"T1": 1000.0}},
+        "cases[0].truth.values.T1: wanted T1 from 0.01 to 6 s, got 1000; divide by 1000 if these are milliseconds",
+    ),
+    (MISMATCH, {"cases__0__truth__values__A": 0.0}, "cases[0].truth.values.A: wanted A above 0, got 0"),
+    (
+        MISMATCH,
+        {"cases__0__truth": changed(MISMATCH["cases"][0]["truth"], axis="A", points=[0, 1], values__B=1.9)},
+        "cases[0].truth.points: wanted A above 0, got 0 to 1",
+    ),
+    (MISMATCH, {"cases__1__truth__points": {"low": 0.02, "high": 0.08}}, "cases[1].truth.points: n missing; wanted"),
+    (MISMATCH, {"cases__0__fits__1__known": ["B", "B"]}, "cases[0].fits[1].known: B is given twice"),
+    (MISMATCH, {"cases__0__fits__0__method": "log-linear"}, "cases[0].fits[0]: log-linear needs a mono-exponential"),
     (MISMATCH, {"cases__0__truth__values": {}}, "cases[0].truth.values.T1: missing"),
     (MISMATCH, {"cases__0__fits__0__model__ti": [0.1, 1.0]}, "cases[0].fits[0].model: has 2 images, the truth 7"),
     (MISMATCH, {"cases__1__fits__0__model": {"kind": "t2_prep", "te_prep": [0, 0.1, 0.2, 0.3]}}, "has no T1RHO"),
@@ -331,6 +373,7 @@ REFUSED = [
     (RUN_TIME, {"repeats": 0}, "repeats: "),
     (RUN_TIME, {"snr": [3, 3]}, "snr: 3 is given twice"),
     (RUN_TIME, {"data__targets": ["A"]}, "data.model: has no relaxation time"),
+    (RUN_TIME, {"data__split": "train", "estimators": [{"model": "a"}]}, "data.split: got train, wanted test: the err"),
 ]
 
 
@@ -344,6 +387,39 @@ def test_mistakes_are_refused_in_one_line(config, changes, message, tmp_path):
     assert message in text
     assert "\n" not in text
     assert text.startswith(f"{path}: ")
+    # the message names no field twice, and no field that is not at fault
+    assert text.count("estimators") <= 1
+
+
+def test_entries_are_what_their_keys_say():
+    given = ["shared-b", {"method": "least-squares", "known": ["B"], "options": {"covariance": True}}, {"model": "a"}]
+    wanted = (
+        "shared-b",
+        MethodEntry(method="least-squares", known=("B",), options={"covariance": True}),
+        ModelEntry(model="a"),
+    )
+    assert RunTimeConfig.model_validate(changed(RUN_TIME, estimators=given)).estimators == wanted
+
+
+def test_snr_reaches_from_one_end_to_the_other():
+    assert GridConfig.model_validate(changed(GRID, snr=[0.01, 1e6])).snr == (0.01, 1e6)
+
+
+def test_run_time_says_what_networks_may_have_seen(tmp_path, monkeypatch):
+    def chosen(entries, *args, **kwargs):
+        network, *rest = choose(["least-squares", *entries[1:]], *args, **kwargs)
+        return (replace(network, held_out=False), *rest)
+
+    monkeypatch.setattr(trainers.studies.run_time, "choose", chosen)
+    config = changed(RUN_TIME, estimators=[{"model": "a"}, "shared-b"])
+    with pytest.raises(InputError, match=r"^estimators\[0\]\.model: a may have been trained on the anatomy"):
+        run(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    run(changed(config, allow_training_anatomy=True, data__split="train"), tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "anatomy (train, which least-squares may have been trained on)" in page
+    # fits learn from no anatomy
+    assert RunTimeConfig.model_validate(changed(RUN_TIME, data__split="train")).data.split == "train"
 
 
 def test_the_schema_knows_the_kinds():

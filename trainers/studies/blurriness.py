@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from qsim.evaluation.blocks import Arrays
 from qsim.evaluation.pages.blurriness_page import View, lead, sections
 from qsim.evaluation.pages.heat_report import Page
+from qsim.evaluation.pages.summary import few_repeats_warning
 from qsim.evaluation.studies.blurriness import Errors, Structure, bounds, place, run, with_structures
 from qsim.evaluation.studies.blurriness_table import Blurriness, rows
 from qsim.evaluation.study import PAINTERS, Design, painters
@@ -212,6 +213,7 @@ def _methods(config: BlurrinessConfig, plan: Plan) -> list[tuple[str, str]]:
 
 
 def _warnings(plan: Plan) -> list[str]:
-    if not plan.seen:
-        return []
-    return [f"The training of {', '.join(plan.seen)} may have held this anatomy: its figures are flattered."]
+    said = few_repeats_warning(plan.config.repeats)
+    if plan.seen:
+        said.append(f"The training of {', '.join(plan.seen)} may have held this anatomy: its figures are flattered.")
+    return said

@@ -18,6 +18,7 @@ from qsim.evaluation.blocks import Arrays, from_arrays, to_arrays
 from qsim.evaluation.metrics import Interval, ratio_over_draws
 from qsim.evaluation.pages.generalisation_page import Generalisation, lead, sections
 from qsim.evaluation.pages.heat_report import Page
+from qsim.evaluation.pages.summary import few_repeats, few_repeats_warning
 from qsim.evaluation.study import PAINTERS, Block
 from qsim.evaluation.table import ALL, Row, Table, rows_of_snr
 from qsim.parameters import PARAMETERS, RELAXATION_TIMES
@@ -159,7 +160,7 @@ def run_generalisation(config: GeneralisationConfig, out: Path, command: Command
     result = _result(config, planned, rows)
     plan = next(iter(planned.plans.values()))
     page = Page(
-        title="Protocols that a network was not trained on",
+        title="Protocols that a network was not trained on" if result.home else "Methods under several protocols",
         meta=f"{plan.anatomy} · {len(planned.plans)} protocols · {config.draws} draws × {config.repeats} noise "
         f"realisations at SNR {', '.join(f'{snr:g}' for snr in config.snr)} · seed {config.seed}",
         lead=lead(result),
@@ -170,15 +171,25 @@ def run_generalisation(config: GeneralisationConfig, out: Path, command: Command
         config="",
         digest=digest,
         warnings=[
-            f"The training of {', '.join(plan.seen)} may have held this anatomy: its figures are flattered."
-            for plan in planned.plans.values()
-            if plan.seen
-        ][:1],
+            *[
+                f"The training of {', '.join(plan.seen)} may have held this anatomy: its figures are flattered."
+                for plan in planned.plans.values()
+                if plan.seen
+            ][:1],
+            *few_repeats_warning(config.repeats, _medians(config.repeats)),
+        ],
     )
     table = [row._replace(estimator=f"{row.estimator} on {protocol}") for protocol, own in rows.items() for row in own]
     path = write_files(config, methods, out, table, None, page)
     say(f"study: {len(arrays)} blocks in {time.monotonic() - began:.0f} s; open {path}")
     return path
+
+
+def _medians(repeats: int) -> str:
+    """What few realisations do to the median over voxels of a CV, which has one degree of freedom less."""
+    if repeats < 2:
+        return ""
+    return f"Medians over voxels of the CV come out about {100 * (1 - few_repeats(repeats - 1)):.0f} % low."
 
 
 def _compute(key: str, planned: _Planned) -> Arrays:
@@ -254,10 +265,16 @@ def _methods(config: GeneralisationConfig, planned: _Planned) -> list[tuple[str,
     told = {name: given for plan in planned.plans.values() for name, given in plan.told.items() if given}
     return [
         ("protocols", f"{lists}. Anatomy, tissue values and B of a draw are the same in all of them."),
-        (
-            "CV / own",
-            "median CV over that of the network trained for this protocol (the first of the config, if there are "
-            "several), in the same images; geometric mean over draws with its 95 % t-interval.",
+        *(
+            [
+                (
+                    "CV / own",
+                    "median CV over that of the network trained for this protocol (the first of the config, if there "
+                    "are several), in the same images; geometric mean over draws with its 95 % t-interval.",
+                )
+            ]
+            if any(method.weights for method in planned.methods.values())
+            else []
         ),
         ("bias, CV, RMSE", "medians over voxels, as in a study of kind noise."),
         ("SNR", "0.65 / σ."),

@@ -38,6 +38,7 @@ from trainers.studies.study_files import (
     StudyNoise,
     check_apart,
     check_axis,
+    check_ends,
     check_noise,
     contenders,
     no_networks,
@@ -83,6 +84,13 @@ class GridConfig(RootConfig):
     repeats: Annotated[int, Field(strict=True, ge=2)] = 25
     estimators: Annotated[tuple[Entry, ...], Field(min_length=1)]
     tissues: Annotated[reduce(or_, TISSUE_TABLES), Field(discriminator="kind")] | None = None  # type: ignore[valid-type]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_axis(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            check_ends("points", given.get("points"))
+        return given
 
     @field_validator("estimators", mode="before")
     @classmethod

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from generators.config import GeneratorConfig
 from qsim.errors import InputError
-from qsim.estimators import ESTIMATORS, Estimate, Estimator, TissuePrior, build_estimator, build_foreign
+from qsim.estimators import ESTIMATORS, Estimate, Estimator, TissuePrior, build_estimator, build_foreign, rehearse
 from qsim.parameters import Parameter
 from qsim.signals.base import SignalModel
 
@@ -52,25 +52,60 @@ Entry = str | MethodEntry | ModelEntry
 
 
 def check_shapes(given: Any) -> Any:
-    """Refuse entries that are neither a name nor a method nor a network, in one line; for validators in mode "before".
+    """The entries, mappings as what their keys say they are: else each mistake is told of every kind of entry.
 
-    Raises: ValueError.
+    For validators in mode "before".
+
+    Raises: ValueError, one line, of an entry that is neither a name nor a method nor a network.
     """
     if not isinstance(given, list | tuple):
         return given
+    found: list[Entry] = []
     for i, entry in enumerate(given):
-        if isinstance(entry, str | ModelEntry | MethodEntry):
-            continue
         keys = set(entry) if isinstance(entry, dict) else set()
-        if not (
-            ("model" in keys and keys <= set(ModelEntry.model_fields))
-            or ("method" in keys and keys <= set(MethodEntry.model_fields))
-        ):
+        if isinstance(entry, str | ModelEntry | MethodEntry):
+            found.append(entry)
+        elif "model" in keys and keys <= set(ModelEntry.model_fields):
+            found.append(_entry(ModelEntry, entry, f"estimators[{i}]"))
+        elif "method" in keys and keys <= set(MethodEntry.model_fields):
+            found.append(_entry(MethodEntry, entry, f"estimators[{i}]"))
+        else:
             raise ValueError(
                 f"estimators[{i}]: got {entry!r}, wanted a name ({', '.join(ESTIMATORS)}), {{model: run}}, or "
                 "{method: name, known: [rows], options: {...}}"
             )
-    return given
+        known = _known(found[-1]) if not isinstance(found[-1], ModelEntry) else ()
+        twice = [row for j, row in enumerate(known) if row in known[:j]]
+        if twice:
+            raise ValueError(f"estimators[{i}].known: {twice[0]} is given twice")
+    return found
+
+
+# what each key of an entry holds, and what each item of it
+_KEYS = {
+    "model": ("a folder or a name", ""),
+    "method": ("the name of a method", ""),
+    "name": ("a name", ""),
+    "known": ("a list of rows", "the name of a row"),
+    "options": ("a mapping of options", "a number, true, false or a word"),
+}
+
+
+def _entry(kind: type[ModelEntry] | type[MethodEntry], given: dict[str, Any], place: str) -> ModelEntry | MethodEntry:
+    """Raises: ValueError, one line, starting with the place."""
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        mistake = error.errors(include_url=False)[0]
+    key, *item = mistake["loc"]
+    whole, each = _KEYS[str(key)]
+    if not item:
+        inside, wanted = "", whole
+    elif item[-1] == "[key]":
+        inside, wanted = "", "words as keys"
+    else:
+        inside, wanted = f"[{item[0]}]" if isinstance(item[0], int) else f".{item[0]}", each
+    raise ValueError(f"{place}.{key}{inside}: wanted {wanted}, got {mistake['input']!r}")
 
 
 def check_entries(entries: Sequence[Entry], model: SignalModel, prior: TissuePrior | None = None) -> None:
@@ -92,7 +127,9 @@ def check_entries(entries: Sequence[Entry], model: SignalModel, prior: TissuePri
         try:
             _build(entry, model, prior)
         except InputError as error:
-            raise ValueError(f"estimators[{i}]: {str(error).removeprefix('estimators: ')}") from None
+            name = entry if isinstance(entry, str) else entry.method
+            text = str(error).removeprefix("estimators: ").removeprefix(f"{name}: estimators: ")
+            raise ValueError(f"estimators[{i}]: {text}") from None
 
 
 def takes_prior(entry: Entry) -> bool:
@@ -172,6 +209,7 @@ def choose(
     prior: TissuePrior | None = None,
     device: str = "cpu",
     taken: Sequence[str] = (),
+    given: Sequence[str] = (),
 ) -> tuple[Chosen, ...]:
     """Build the methods of a study.
 
@@ -183,6 +221,7 @@ def choose(
         prior: of the tissues, for methods that take one.
         device: where networks run.
         taken: names that no method may have.
+        given: rows that every method but networks is told.
     Raises: InputError naming the place in the list, or the option.
     """
     chosen = [_choose(entry, i, model, data, prior, device) for i, entry in enumerate(entries)]
@@ -194,6 +233,14 @@ def choose(
             f"estimators: two are called {', '.join(twice)}; name one of them: {{model: ..., name: ...}} or "
             "{method: ..., name: ...}"
         )
+    for i, each in enumerate(chosen):
+        if each.weights is not None:
+            continue
+        try:
+            rehearse(each.estimator, model, tuple(dict.fromkeys((*each.told, *given))))
+        except InputError as error:
+            text = str(error).removeprefix("estimators: ")
+            raise InputError(f"estimators[{i}]: {text}" if i < len(entries) else f"--estimator: {text}") from None
     return tuple(chosen)
 
 
@@ -274,6 +321,8 @@ def _own(where: str, model: SignalModel) -> Chosen:
         raise InputError(
             f"--estimator: there is no module {module_name!r}, neither installed nor in this folder"
         ) from None
+    except SystemExit:
+        raise InputError(f"--estimator: {module_name} cannot be imported: it calls sys.exit") from None
     except Exception as error:
         raise InputError(f"--estimator: {module_name} cannot be imported: {type(error).__name__}: {error}") from None
     file = getattr(found, "__file__", None)
@@ -283,7 +332,10 @@ def _own(where: str, model: SignalModel) -> Chosen:
         found = getattr(found, step)
     if not callable(found):
         raise InputError(f"--estimator: {where} is no function or class that builds an estimator for a signal model")
-    estimator = build_foreign(path, where, found, model, {})
+    try:
+        estimator = build_foreign(path, where, found, model, {})
+    except InputError as error:
+        raise InputError(f"--estimator: {str(error).removeprefix('estimators: ')}") from None
     source = {"from": where}
     if file is not None:
         source["sha256"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()

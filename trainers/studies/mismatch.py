@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor
@@ -34,6 +34,7 @@ from trainers.studies.study_files import (
     StudyNoise,
     check_apart,
     check_axis,
+    check_ends,
     check_noise,
     contenders,
     open_files,
@@ -160,10 +161,13 @@ class CaseEntry(BaseModel):
                         "is what the fit is held against" if row == self.truth.measures else "is no row of the truth"
                     )
                     raise ValueError(f"fits[{i}].known: {row} {wanted}; leave it out")
+                if fit.known.count(row) > 1:
+                    raise ValueError(f"fits[{i}].known: {row} is given twice")
             try:
                 build_estimator(fit.method, fit.model, fit.options)
             except InputError as error:
-                raise ValueError(f"fits[{i}]: {str(error).removeprefix('estimators: ')}") from None
+                text = str(error).removeprefix("estimators: ").removeprefix(f"{fit.method}: estimators: ")
+                raise ValueError(f"fits[{i}]: {text}") from None
         return self
 
 
@@ -185,6 +189,16 @@ class MismatchConfig(RootConfig):
     voxels: Count = 100
     repeats: Annotated[int, Field(strict=True, ge=2)] = 20
     cases: tuple[CaseEntry, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_axes(cls, given: Any) -> Any:
+        cases = given.get("cases") if isinstance(given, dict) else None
+        for i, case in enumerate(cases if isinstance(cases, list | tuple) else []):
+            truth = case.get("truth") if isinstance(case, dict) else None
+            if isinstance(truth, dict):
+                check_ends(f"cases[{i}].truth.points", truth.get("points"))
+        return given
 
     @field_validator("cases", mode="after")
     @classmethod

@@ -27,7 +27,7 @@ from qsim.kspace.noise import sigma_of
 from qsim.parameters import RELAXATION_TIMES
 from qsim.signals.base import SpatialModel
 from trainers.studies.block_runner import Command
-from trainers.studies.methods import Chosen, Entry, check_entries, check_shapes, choose, pools
+from trainers.studies.methods import Chosen, Entry, ModelEntry, check_entries, check_shapes, choose, pools
 from trainers.studies.outputs import progress_bar, say
 from trainers.studies.study_files import open_files, write_files
 from trainers.studies.study_plan import Snr, tissue_prior
@@ -59,6 +59,8 @@ class RunTimeConfig(RootConfig):
         estimators: names, `{model: run}` for trained networks, or `{method, name, known, options}`.
         snr: 0.65 / sigma; the time of some methods depends on it.
         repeats: timed runs of each method at each SNR.
+        allow_training_anatomy: time networks on anatomy that they were, or may have been, trained on; the report says
+            so.
         published: times of others, for a table of their own.
         source: where those stand.
     """
@@ -71,6 +73,7 @@ class RunTimeConfig(RootConfig):
     estimators: Annotated[tuple[Entry, ...], Field(min_length=1)]
     snr: Annotated[tuple[Snr, ...], Field(min_length=1)] = (30.0,)
     repeats: Count = 5
+    allow_training_anatomy: Annotated[bool, Field(strict=True)] = False
     published: tuple[PublishedTime, ...] = ()
     source: str = ""
 
@@ -105,6 +108,12 @@ class RunTimeConfig(RootConfig):
         twice = [f"{snr:g}" for i, snr in enumerate(self.snr) if snr in self.snr[:i]]
         if twice:
             raise ValueError(f"snr: {', '.join(twice)} is given twice")
+        networks = any(isinstance(entry, ModelEntry) for entry in self.estimators)
+        if networks and self.data.split != "test" and not self.allow_training_anatomy:
+            raise ValueError(
+                "data.split: got train, wanted test: the errors beside the seconds flatter networks on the anatomy of "
+                "the training; set split: test, or allow_training_anatomy: true, which the report then says"
+            )
         check_entries(self.estimators, model, tissue_prior(self.data, self.estimators))
         return self
 
@@ -179,6 +188,7 @@ def run_run_time(config: RunTimeConfig, out: Path, command: Command = Command())
         data=config.data,
         prior=tissue_prior(config.data, config.estimators),
     )
+    seen = _seen(config, chosen)
     series = _series(config)
     open_files(config, chosen, out)
     began = time.monotonic()
@@ -199,12 +209,30 @@ def run_run_time(config: RunTimeConfig, out: Path, command: Command = Command())
         source=config.source,
         machine=f"{_processor()}, {platform.platform()}, torch {torch.__version__}, one thread",
         about=f"{model.kind}, {model.n_images} images, {config.data.noise_model.kind} noise, "
-        f"{config.data.phantom_spec.kind} anatomy ({config.data.split})",
+        f"{config.data.phantom_spec.kind} anatomy ({config.data.split}{seen})",
         ignored="" if command.workers == 1 else f"--workers {command.workers} was not used: methods run one by one.",
     )
     path = write_files(config, chosen, out, _rows(study), (_HEADER, _lines(study)), page(study))
     say(f"study: {len(chosen)} methods, {study.voxels} voxels in {time.monotonic() - began:.0f} s; open {path}")
     return path
+
+
+def _seen(config: RunTimeConfig, chosen: Sequence[Chosen]) -> str:
+    """For the page: which networks the anatomy flatters.
+
+    Raises: InputError naming the first of them, unless that is allowed.
+    """
+    seen = []
+    for i, (entry, method) in enumerate(zip(config.estimators, chosen, strict=False)):
+        if isinstance(entry, ModelEntry) and not method.held_out:
+            if not config.allow_training_anatomy:
+                raise InputError(
+                    f"estimators[{i}].model: {entry.model} may have been trained on the anatomy of this study; set "
+                    "split: test of the phantom and slice_axis of its training, or allow_training_anatomy: true, "
+                    "which the report then says"
+                )
+            seen.append(method.name)
+    return f", which {', '.join(seen)} may have been trained on" if seen else ""
 
 
 def _time_all(

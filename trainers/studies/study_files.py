@@ -28,7 +28,7 @@ from qsim.parameters import RELAXATION_TIMES, Parameter
 from qsim.signals import AnyModel
 from qsim.signals.base import SignalModel, SpatialModel
 from qsim.tissues import TissueSource
-from trainers.studies.axes import Axis, axis_values
+from trainers.studies.axes import Axis, Steps, axis_values
 from trainers.studies.block_runner import Command
 from trainers.studies.methods import Chosen, Entry, MethodEntry, ModelEntry, choose, takes_prior
 from trainers.studies.outputs import claim, commit, json_text, versions
@@ -38,6 +38,8 @@ from trainers.studies.outputs import replace as replace_file
 _VERSION = 1
 # rows that are there without being named, as everywhere: on resonance, nominal B1
 _DEFAULTS = {"DELTA_B0": 0.0, "REL_B1": 1.0}
+# without them there is no signal, and no SNR
+_AMPLITUDES = ("A", "M0")
 
 
 def check_axis(name: str, points: Axis, row: Parameter) -> None:
@@ -47,14 +49,34 @@ def check_axis(name: str, points: Axis, row: Parameter) -> None:
         raise ValueError(f"{name}: empty; give at least one value")
     if sorted(set(numbers)) != numbers:
         raise ValueError(f"{name}: wanted ascending values, each once, got {numbers}")
+    _check_range(name, numbers, row)
+
+
+def _check_range(name: str, numbers: Sequence[float], row: Parameter) -> None:
+    """Raises: ValueError, starting with the name, unless the ascending numbers lie within the range of the row."""
+    first, last = numbers[0], numbers[-1]
+    got = f"{first:g}" if first == last else f"{first:g} to {last:g}"
+    if row.name in _AMPLITUDES and first <= 0:
+        raise ValueError(f"{name}: wanted {row.name} above 0, got {got}")
     # the ends of a logarithmic axis come back with rounding
     slack = 1e-9
-    if numbers[0] < row.lower * (1 - slack) or numbers[-1] > row.upper * (1 + slack):
-        hint = "; divide by 1000 if these are milliseconds" if row.name in RELAXATION_TIMES else ""
-        raise ValueError(
-            f"{name}: wanted {row.name} from {row.lower:g} to {row.upper:g} {row.unit}, got {numbers[0]:g} to "
-            f"{numbers[-1]:g}{hint}"
-        )
+    lower, upper = row.lower - slack * abs(row.lower), row.upper + slack * abs(row.upper)
+    if not (lower <= first and last <= upper):
+        unit = "" if row.unit == "1" else f" {row.unit}"
+        hint = "; divide by 1000 if these are milliseconds" if row.name in RELAXATION_TIMES and last > upper else ""
+        raise ValueError(f"{name}: wanted {row.name} from {row.lower:g} to {row.upper:g}{unit}, got {got}{hint}")
+
+
+def check_ends(name: str, points: Any) -> None:
+    """For validators in mode "before": {low, high} alone would be taken for a distribution without its kind.
+
+    Raises: ValueError, starting with the name, if ends are given without all that an axis needs.
+    """
+    if not isinstance(points, dict) or not set(points) <= set(Steps.__dataclass_fields__):
+        return
+    missing = [key for key in ("low", "high", "n") if key not in points]
+    if missing:
+        raise ValueError(f"{name}: {' and '.join(missing)} missing; wanted {{low, high, n}} or a list of values")
 
 
 def _by_kind_alone(given: Any) -> Any:
@@ -94,7 +116,7 @@ def check_apart(name: str, model: SignalModel) -> None:
 def truth_rows(name: str, model: SignalModel, swept: str, points: Axis, given: Mapping[str, float]) -> Tensor:
     """Rows of the model at every point (q, p).
 
-    Raises: ValueError, starting with the name of the rows, if one is missing, unknown or given twice.
+    Raises: ValueError, starting with the name of the rows, if one is missing, unknown, given twice or out of range.
     """
     rows = [parameter.name for parameter in model.parameters]
     unknown = [row for row in given if row not in rows]
@@ -104,9 +126,12 @@ def truth_rows(name: str, model: SignalModel, swept: str, points: Axis, given: M
         raise ValueError(f"{name}.{swept}: is the axis of the study; leave it out here")
     axis = axis_values(points)
     found = []
-    for row in rows:
+    for parameter in model.parameters:
+        row = parameter.name
         if row != swept and row not in given and row not in _DEFAULTS:
             raise ValueError(f"{name}.{row}: missing; the model has {', '.join(rows)}")
+        if row in given:
+            _check_range(f"{name}.{row}", [given[row]], parameter)
         found.append(axis if row == swept else torch.full_like(axis, given.get(row, _DEFAULTS.get(row, 0.0))))
     return torch.stack(found)
 

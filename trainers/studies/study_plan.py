@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from generators.config import Count, GeneratorConfig, RootConfig, Seed
@@ -40,7 +41,19 @@ __all__ = ["AnatomyStudy", "MethodEntry", "ModelEntry", "Plan", "StudyConfig", "
 
 # of what a block holds: raised when the same config gives other numbers
 _VERSION = 3
-Snr = Annotated[float, Field(gt=0)]
+# outside, sigma or the squares of the images leave the range of float32, or noise is below its rounding
+_LOWEST_SNR, _HIGHEST_SNR = 0.01, 1e6
+
+
+def _in_range(snr: float) -> float:
+    if not _LOWEST_SNR <= snr <= _HIGHEST_SNR:
+        raise PydanticCustomError("out_of_range", "wanted an SNR (0.65 / sigma) from 0.01 to 1e6")
+    return snr
+
+
+Snr = Annotated[
+    float, AfterValidator(_in_range), Field(json_schema_extra={"minimum": _LOWEST_SNR, "maximum": _HIGHEST_SNR})
+]
 
 
 class AnatomyStudy(RootConfig):
@@ -200,15 +213,8 @@ class Plan:
 
     @property
     def nuisance(self) -> tuple[str, ...]:
-        """Rows that are no target, of a Bloch model: the fields and times that a fit would be given, not the data tell.
-
-        A closed form has no such rows: its B is as unknown as ever when only T1 is wanted.
-        """
-        data = self.config.data
-        if isinstance(data.signal_model, ClosedForm):
-            return ()
-        rows = [p.name for p in data.signal_model.parameters]
-        return tuple(row for i, row in enumerate(rows) if i not in data.target_rows)
+        """Rows that every fit is given, see `given_rows`."""
+        return given_rows(self.config.data)
 
     @property
     def prior(self) -> Float[Tensor, "t q"]:
@@ -229,6 +235,17 @@ class Plan:
         """Share of each tissue in the voxels of the study."""
         counts = [[int((case.labels == k + 1).sum()) for k in range(len(case.tissues))] for case in self.cases]
         return torch.tensor(counts).sum(0).float()
+
+
+def given_rows(data: GeneratorConfig) -> tuple[str, ...]:
+    """Rows that are no target, of a Bloch model: the fields and times that a fit would be given, not the data tell.
+
+    A closed form has no such rows: its B is as unknown as ever when only T1 is wanted.
+    """
+    if isinstance(data.signal_model, ClosedForm):
+        return ()
+    rows = [p.name for p in data.signal_model.parameters]
+    return tuple(row for i, row in enumerate(rows) if i not in data.target_rows)
 
 
 def tissue_prior(data: GeneratorConfig, entries: Sequence[Entry]) -> TissuePrior | None:
@@ -261,6 +278,7 @@ def make_plan(config: AnatomyStudy, command: Command = Command()) -> Plan:  # no
         prior=tissue_prior(data, config.estimators),
         device=command.device,
         taken=PAINTERS,
+        given=given_rows(data),
     )
     for i, (entry, method) in enumerate(zip(config.estimators, methods, strict=False)):
         if isinstance(entry, ModelEntry) and not method.held_out and not config.allow_training_anatomy:

@@ -13,7 +13,9 @@ from pydantic import Field, model_validator
 from qsim.errors import InputError
 from qsim.estimators.base import Estimator
 from qsim.evaluation.blocks import Arrays
+from qsim.evaluation.pages.content import plain
 from qsim.evaluation.pages.heat_report import Page
+from qsim.evaluation.pages.summary import few_repeats_warning
 from qsim.evaluation.pages.uncertainty_curves import some
 from qsim.evaluation.pages.uncertainty_page import lead, sections
 from qsim.evaluation.studies.uncertainty_study import (
@@ -123,7 +125,7 @@ def run_uncertainty(config: UncertaintyConfig, out: Path, command: Command = Com
     flat = plan.cases[0].labels.ndim == 2
     views = {snr: {name: judged[snr][0][name].first for name in kinds} for snr in some(config.snr)} if flat else {}
     page = Page(
-        title=f"Uncertainty of {config.judged}",
+        title=f"Uncertainty of {plain(config.judged)}",
         meta=f"{plan.anatomy} · draws: {config.draws} × {config.repeats} noise realisations at SNR "
         f"{', '.join(f'{snr:g}' for snr in config.snr)} · "
         f"seed {config.seed}",
@@ -223,14 +225,17 @@ def _methods(config: UncertaintyConfig, plan: Plan, found: Uncertainty) -> list[
             "voxels",
             "those of at least 90 % one tissue. Errors, SD and widths in % of that tissue's true mean in the draw.",
         ),
-        ("wald", f"estimate ± z SD, {level}; ends beyond the range of {config.judged} are put on it: one-sided."),
+        (
+            "wald",
+            f"estimate ± z SD, {level}; ends beyond the range of {plain(config.judged)} are put on it: one-sided.",
+        ),
         ("log-wald", "estimate × exp(± z SD / estimate)."),
         (
             "profile, choose",
-            f"profile: all {config.judged} whose best fit has (RSS − min RSS) / σ² within the quantile of chi-square "
-            "with 1 degree of freedom, σ given (Venzon and Moolgavkar 1988, doi:10.2307/2347496); choose: log-wald "
-            "where the SD is under 5 % of the estimate and no image of a magnitude recovery is near its zero, else "
-            "profile. Both take the noise for Gaussian.",
+            f"profile: all {plain(config.judged)} whose best fit has (RSS − min RSS) / σ² within the quantile of "
+            "chi-square with 1 degree of freedom, σ given (Venzon and Moolgavkar 1988, doi:10.2307/2347496); choose: "
+            "log-wald where the SD is under 5 % of the estimate and no image of a magnitude recovery is near its zero, "
+            "else profile. Both take the noise for Gaussian.",
         ),
         (
             "coverage",
@@ -278,4 +283,8 @@ def _warnings(config: UncertaintyConfig, plan: Plan) -> list[str]:
             f"The noise is {config.data.noise_model.kind}; so is the bound, but profiles and the SD of least "
             "squares are those of Gaussian noise, and a bias that the noise floor makes is not in them."
         )
-    return said
+    shared = (
+        "Coverage counts all voxels, but those of an image share the error of what a method pools, which is drawn once "
+        "in each realisation."
+    )
+    return said + few_repeats_warning(config.repeats, shared)

@@ -1,5 +1,7 @@
 """How certain an estimate is: the inverse of the second derivatives of what was minimised."""
 
+from math import isinf
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -39,11 +41,15 @@ def covariance_at(
 def _inverse_information(problem: Problem, images: Tensor, sigma: Tensor, kappa: Tensor) -> Tensor:
     free = list(problem.free)
     theta = problem.coordinates.theta(kappa)
+    brightest = images.abs().amax(0)
     columns = []
     for row in free:
-        linear = not problem.coordinates.log[row]
         # of fourth-root-of-rounding size: the error of the difference is about 1e-8 of the second derivative
-        step = 1e-4 * (theta[row].abs().clamp_min(1e-2) if linear else torch.ones_like(theta[row]))
+        step = torch.full_like(theta[row], 1e-4)
+        if not problem.coordinates.log[row]:
+            # rows without an end are in the unit of the images
+            unit = brightest if isinf(problem.coordinates.parameters[row].upper) else torch.ones_like(brightest)
+            step = step * torch.maximum(theta[row].abs(), 1e-2 * unit)
         above, below = theta.clone(), theta.clone()
         above[row] += step
         below[row] -= step

@@ -20,6 +20,8 @@ _STEPS = 40
 _PLAIN = 5
 # a step that gains less than this part of the sum of squares is the last: 3e-4 sqrt(N - Q) standard errors
 _GAIN = 1e-7
+# added to the diagonal, as a part of its largest entry
+_DAMPING = 1e-12
 
 # A, the objective, the next step (of Newton, if wanted) and its gain at some places of some voxels
 Here = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -111,10 +113,15 @@ def _step(
     for (i, j), entry in matrix.items():
         if i != j:
             matrix[i, j] = torch.where(resting[i] | resting[j], 0.0, entry)
-    # a row that the series says nothing about does not move
+    # relative to the largest entry, so that the determinant of a dark voxel is not lost below the smallest number
     largest = torch.stack([matrix[i, i] for i in range(len(rows))]).amax(0)
+    # A = 0, or no slope at all: nothing pushes, and the step is 0
+    largest = torch.where(largest > 0, largest, 1.0)
+    matrix = {pair: entry / largest for pair, entry in matrix.items()}
+    gradient, push = push, push / largest
+    # a row that the series says nothing about does not move
     for i in range(len(rows)):
-        matrix[i, i] = matrix[i, i] + (1e-12 * largest + 1e-300)
+        matrix[i, i] = matrix[i, i] + _DAMPING
     if len(rows) == 1:
         step = push / matrix[0, 0]
     elif len(rows) == 2:
@@ -125,4 +132,4 @@ def _step(
             [torch.stack([matrix[min(i, j), max(i, j)] for j in range(len(rows))]) for i in range(len(rows))]
         )
         step = torch.linalg.solve(both.movedim(-1, 0), push.T).T
-    return step.clamp(-2, 2), total(push * step)
+    return step.clamp(-2, 2), total(gradient * step)

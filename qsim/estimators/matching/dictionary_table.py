@@ -9,10 +9,12 @@ so that signals between the nodes are known to third order in half a step, witho
 modulus is taken after it, so that a zero of the signal is no obstacle. Derivatives are differences of the signal in
 float64 (ten times faster than differentiating the model, and right to 1e-5).
 
-1.  Match: the atom with the largest inner product with the series among those of unit norm. Long series are compressed
-    first, onto the singular vectors of the atoms; no atom loses more than `_LOST` of its energy.
-2.  Refine: Gauss-Newton, then Newton steps on theta with A in closed form (variable projection); a step that does not
-    lower the sum of squares is shortened; a step into another cell goes on with that cell's expansion.
+1.  Match: the atom with the largest inner product with the series among those of unit norm, and the next local maxima
+    that come near it. Long series are compressed first, onto the singular vectors of the atoms; no atom loses more than
+    `_LOST` of its energy.
+2.  Refine each, and take the lowest: Gauss-Newton, then Newton steps on theta with A in closed form (variable
+    projection); a step that does not lower the sum of squares is shortened; a step into another cell goes on with that
+    cell's expansion.
 3.  Where known values are maps, steps 1 and 2 run on the dictionary of the voxel's slice of the maps, narrow enough for
     a start (the signal turns by at most `_TURN` over it); then the same steps go on with the model itself at the
     voxel's own values. Slices therefore leave no error.
@@ -31,7 +33,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from qsim.estimators.matching.dictionary_refine import Here, descend, projected
-from qsim.estimators.projection.decay_search import highest
+from qsim.estimators.matching.match_starts import BLOCK, starts
 from qsim.parameters import RELAXATION_TIMES, Parameter
 from qsim.signals.base import CoherentModel, SignalModel
 
@@ -44,8 +46,6 @@ _LOST = 1e-4
 _COLUMNS = 8192
 _PRODUCTS = 400_000
 _VOXELS = 4096
-# atoms whose inner products are compared by their lowest eight bits
-_BLOCK = 256
 # how short the last step is with the expansions, and with the model itself after them, which leaves an error of the
 # order of its square; in steps of the grid
 _SMALL = 1e-3
@@ -278,7 +278,7 @@ def _search(
     basis = _basis(unit)
     compressed = (unit @ basis).float()
     # atoms of zeros, so that all blocks are full
-    compressed = torch.nn.functional.pad(compressed, (0, 0, 0, -len(unit) % min(_BLOCK, len(unit))))
+    compressed = torch.nn.functional.pad(compressed, (0, 0, 0, -len(unit) % min(BLOCK, len(unit))))
     nodes, flat = space.nodes.to(y.device), terms.flatten(0, 1)
     last = torch.tensor([a.count - 1 for a in space.searched], device=y.device)
     strides = torch.tensor([int((last[i + 1 :] + 1).prod()) for i in range(len(last))], device=y.device)
@@ -286,30 +286,31 @@ def _search(
         series = y[:, part]
         reduced = (basis.T @ series).float()
         size = max(64, _PRODUCTS // len(unit))
-        best = torch.cat([_best(compressed, few) for few in reduced.split(size, 1)])
+        shape = tuple(axis.count for axis in space.searched)
+        # each start: the number of its voxel, and its atom
+        pieces = [(i * size, *starts(compressed, few, shape)) for i, few in enumerate(reduced.split(size, 1))]
+        owner = torch.cat([shift + own for shift, own, _ in pieces])
+        first = torch.cat([node for _, _, node in pieces])
+        own_series = series[:, owner]
 
         def at(
-            place: Tensor, voxels: Tensor, newton: bool, series: Tensor = series
+            place: Tensor, starts: Tensor, newton: bool, series: Tensor = own_series
         ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             node = place.round()
             column = (node.long() * strides[:, None]).sum(0)
             own = flat.index_select(1, column).reshape(*terms.shape[:2], -1)
             s, rows, bends = space.between(own, place - node)
-            return projected(s, rows, bends if newton else [], series[:, voxels], place, last)
+            return projected(s, rows, bends if newton else [], series[:, starts], place, last)
 
         # an end may be the middle of a symmetry, where the slope is zero whatever the series: start beside it
-        place = torch.minimum(nodes.index_select(1, best).clamp_min(0.4), last[:, None] - 0.4)
-        rows = descend(at, place, last, _SMALL)
+        place = torch.minimum(nodes.index_select(1, first).clamp_min(0.4), last[:, None] - 0.4)
+        ends = descend(at, place, last, _SMALL)
+        # the lowest of each voxel; of equal ones the first
+        lowest = torch.full_like(series[0], torch.inf).scatter_reduce_(0, owner, ends[2], "amin")
+        equal = torch.nonzero(ends[2] == lowest[owner])[:, 0]
+        chosen = torch.full_like(part, len(owner) - 1).scatter_reduce_(0, owner[equal], equal, "amin")
+        rows = tuple(end.index_select(-1, chosen) for end in ends)
         found.place[:, part], found.a[part], found.objective[part], found.converged[part] = rows
-
-
-def _best(atoms: Float[Tensor, "g r"], y: Float[Tensor, "r v"]) -> Int[Tensor, " v"]:
-    """Number of the best atom: in each block by `highest`, whose numbers take few bits there, then of the blocks."""
-    fit = (atoms @ y).clamp_min_(0)
-    block = min(_BLOCK, len(atoms))
-    inside, top = zip(*(highest(part) for part in fit.split(block)), strict=True)
-    first = torch.stack(top).argmax(0)
-    return first * block + torch.stack(inside).gather(0, first[None])[0]
 
 
 def _polish(

@@ -1,6 +1,7 @@
 """Which search fits which closed form."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -13,7 +14,7 @@ from qsim.estimators.projection.pair_search import PairSearch
 from qsim.estimators.projection.plane_search import PlaneSearch
 from qsim.estimators.projection.ray_search import RaySearch
 from qsim.estimators.projection.recovery_search import RecoverySearch
-from qsim.estimators.projection.separable import Fitted
+from qsim.estimators.projection.separable import Fitted, units
 from qsim.parameters import T1
 from qsim.signals import (
     BiExponential,
@@ -25,6 +26,10 @@ from qsim.signals import (
     SaturationRecovery,
     VariableFlipAngle,
 )
+from qsim.signals.decays import MonoExponential
+
+# rows in the units of the images
+_LINEAR = ("A", "C")
 
 
 def usable(model: ClosedForm) -> tuple[str, ...]:
@@ -41,6 +46,20 @@ def search(model: ClosedForm, y: Float[Tensor, "n v"], known: Mapping[str, Float
         y: series of the voxels [units of A].
         known: rows that are not fitted, of those that are `usable` [SI].
     """
+    if isinstance(model, MonoExponential):
+        # takes the units out by itself, chunk by chunk
+        a, t, objective, converged = DecaySearch(model.times, model.parameters[1])(y)
+        return Fitted(torch.stack((a, t)), objective, converged)
+    scale = units(y)
+    found = _search(model, y / scale, known)
+    # of every row, whether it has the units of the images
+    linear = torch.tensor([p.name in _LINEAR for p in model.parameters], device=y.device)[:, None]
+    kappa = torch.where(linear, found.kappa * scale, found.kappa)
+    return replace(found, kappa=kappa, objective=found.objective * scale * scale)
+
+
+def _search(model: ClosedForm, y: Float[Tensor, "n v"], known: Mapping[str, Float[Tensor, " v_or_1"]]) -> Fitted:
+    """The same for voxels whose largest image is about 1."""
     depth = known.get("B")
     match model:
         case InversionRecovery():
@@ -58,8 +77,7 @@ def search(model: ClosedForm, y: Float[Tensor, "n v"], known: Mapping[str, Float
         case VariableFlipAngle():
             return _flip(model, y, known["REL_B1"])
         case _:
-            a, t, objective, converged = DecaySearch(model.times, model.parameters[1])(y)
-            return Fitted(torch.stack((a, t)), objective, converged)
+            raise AssertionError(model)
 
 
 def _recovery(

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from qsim.estimators.projection.separable import Moments, log_grid, ray_moments, refine
+from qsim.estimators.projection.separable import Moments, log_grid, ray_moments, refine, units
 from qsim.parameters import Parameter
 
 # atoms: at most this far apart on the unit sphere [rad], and in log T
@@ -147,9 +147,7 @@ def _unit(times: Float[Tensor, "n 1"], u: Float[Tensor, " g"]) -> Float[Tensor, 
 
 def _fit(y: Float[Tensor, "n v"], table: _Table) -> Found:
     """One chunk."""
-    # a power of two, so that no bit changes: the squares of float32 images in any unit stay within range
-    largest = y.abs().amax().clamp_min(torch.finfo(y.dtype).tiny)
-    scale = torch.exp2(torch.frexp(largest).exponent.to(y.dtype))
+    scale = units(y)
     y = y / scale
     fit = (table.atoms @ y.float()).clamp_min_(0)
     best, top = highest(fit)

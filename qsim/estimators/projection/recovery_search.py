@@ -182,7 +182,8 @@ class RecoverySearch:
             torch.minimum(inside, torch.addcmul(mean[:m], slope, lowest, value=-1), out=inside)
             torch.maximum(best[:m], torch.copysign(slope, inside, out=inside), out=best[:m])
         total = best.square() + y.shape[0] * mean.square()
-        return (total.add_(1.0) * (best > 0)).sub_(1.0).T.contiguous()
+        # in the units of the images squared, of which no number is small: nothing may be added to it
+        return total.masked_fill_(best <= 0, -1.0).T.contiguous()
 
     def _starts(
         self, single: Float[Tensor, "n c"], member: Int[Tensor, " c"], explained: Float[Tensor, " c"]

@@ -51,6 +51,17 @@ def joined(pieces: list[Fitted]) -> Fitted:
     return Fitted(kappa, objective, torch.cat([piece.converged for piece in pieces]))
 
 
+def units(y: Float[Tensor, "n v"]) -> Float[Tensor, " v"]:
+    """The power of two in each voxel's largest image, so that y / units lies within -2 and 2 and no bit changes.
+
+    The searches compare sums of squares with constants and take them in float32: without this the result would depend
+    on the unit of the images, and in dark voxels on how bright others are.
+    """
+    largest = y.abs().amax(0).clamp_min(torch.finfo(y.dtype).tiny)
+    # exact, which exp2 of the exponent need not be
+    return largest / (2 * torch.frexp(largest).mantissa)
+
+
 def log_grid(parameter: Parameter, n: int, device: torch.device | str = "cpu") -> Float[Tensor, " g"]:
     """`n` values of log T over the bounds of a relaxation time, ends included [log s]."""
     ends = torch.tensor([parameter.lower, parameter.upper], dtype=torch.float64).log()

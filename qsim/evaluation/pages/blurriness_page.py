@@ -80,7 +80,10 @@ def sections(found: Blurriness, views: Sequence[View]) -> list[Section]:
             )
         )
         for r, region in enumerate(REGIONS):
-            blocks += [Heading(f"{region.capitalize()}, figures"), _table(found, snr, r)]
+            said = (
+                f"{region.capitalize()}, means over draws; bias: mean over draws of the medians over noise realisations"
+            )
+            blocks += [Heading(said), _table(found, snr, r)]
         view = next((v for v in views if v.snr == snr), None)
         if view is not None:
             blocks += [Heading("One realisation"), Picture(_maps(found, view), "maps around each structure")]

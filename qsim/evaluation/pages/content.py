@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from markupsafe import Markup
 
 from qsim.evaluation.table import Row
-from qsim.parameters import Parameter
+from qsim.parameters import PARAMETERS, Parameter
 from qsim.signals.base import SignalModel
 from qsim.tissues import TissueTable
 
@@ -112,6 +112,11 @@ class Report:
 def symbol(parameter: Parameter) -> Markup:
     """A parameter as HTML."""
     return Markup(_SYMBOLS.get(parameter.name, parameter.name))  # noqa: S704  constants of this module
+
+
+def plain(name: str) -> str:
+    """A parameter by its name, in letters alone: T1ρ."""
+    return symbol(PARAMETERS[name]).striptags()
 
 
 def title(tissue: str) -> str:

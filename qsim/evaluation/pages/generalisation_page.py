@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from qsim.evaluation.metrics import Interval
-from qsim.evaluation.pages.content import title
+from qsim.evaluation.pages.content import plain, title
 from qsim.evaluation.pages.figures import STYLE, colours, svg_uri
 from qsim.evaluation.pages.heat_report import Block, Grid, Heading, Picture, Section, Text
 from qsim.evaluation.pages.summary import number
@@ -67,7 +67,9 @@ class Generalisation:
 
 
 def lead(found: Generalisation) -> list[Markup]:
-    """How much a network loses away from home, in the ratios of the CV."""
+    """How much a network loses away from home, in the ratios of the CV; without networks, how the fits do."""
+    if not found.home:
+        return _fits(found)
     away = [
         (ratio.value, method, protocol)
         for (method, protocol, tissue, _), ratio in found.ratios.items()
@@ -80,7 +82,33 @@ def lead(found: Generalisation) -> list[Markup]:
         "Networks away from their own protocol: CV of {} over all pure voxels {} times ({} on {}) to {} times "
         "({} on {}) that of the network trained for the protocol."
     )
-    return [text.format(found.parameter, number(best[0]), best[1], best[2], number(worst[0]), worst[1], worst[2])]
+    return [
+        text.format(plain(found.parameter), number(best[0]), best[1], best[2], number(worst[0]), worst[1], worst[2])
+    ]
+
+
+def _fits(found: Generalisation) -> list[Markup]:
+    """The method with the smallest median RMSE over all pure voxels, protocol by protocol."""
+    said = []
+    for protocol in found.protocols:
+        parts = []
+        for snr in found.snrs:
+            errors = {
+                method: error
+                for method in found.methods
+                if method not in found.painters
+                and (method, protocol) not in found.refused
+                and isfinite(error := found.value(method, protocol, "pure", snr, "rmse_median"))
+            }
+            if errors:
+                best = min(errors, key=lambda method: errors[method])
+                parts.append(Markup("{} {} % at SNR {:g}").format(best, number(errors[best]), snr))
+        if parts:
+            said.append(Markup("<b>{}</b>: {}").format(protocol, Markup(", ").join(parts)))
+    if not said:
+        return [Markup("No method gives an estimate under any protocol.")]
+    text = Markup("Smallest median RMSE of {} over all pure voxels under each protocol. {}.")
+    return [text.format(plain(found.parameter), Markup("; ").join(said))]
 
 
 def sections(found: Generalisation) -> list[Section]:
@@ -91,7 +119,7 @@ def sections(found: Generalisation) -> list[Section]:
             Picture(_figure(found, snr), f"bias, CV and RMSE of every method on every protocol, SNR {snr:g}"),
             Text(
                 "Medians over the voxels of all draws. Black: the Cramér-Rao bound of the problem that the method "
-                "solves. Hatched: a network on a protocol that it was not trained on.",
+                "solves." + (" Hatched: a network on a protocol that it was not trained on." if found.home else ""),
                 soft=True,
             ),
         ]
@@ -106,14 +134,18 @@ def sections(found: Generalisation) -> list[Section]:
 
 def _table(found: Generalisation, tissue: str, snr: float) -> Grid:
     lines = []
+    # without networks nothing is at home anywhere
+    columns = [*(name for _, name in _SHOWN), "bound", *(["CV / own"] if found.home else [])]
     for method in found.methods:
         cells = [method]
         for protocol in found.protocols:
             if (method, protocol) in found.refused:
-                cells += ["–"] * 5
+                cells += ["–"] * len(columns)
                 continue
             cells += [number(found.value(method, protocol, tissue, snr, metric)) for metric, _ in _SHOWN]
             cells.append("–" if method in found.painters else number(found.bound(method, protocol, tissue, snr)))
+            if not found.home:
+                continue
             ratio = found.ratios.get((method, protocol, tissue, snr))
             if protocol in found.home.get(method, ()):
                 cells.append("at home")
@@ -122,10 +154,8 @@ def _table(found: Generalisation, tissue: str, snr: float) -> Grid:
             else:
                 cells.append(f"{number(ratio.value)} ({number(ratio.low)} to {number(ratio.high)})")
         lines.append(cells)
-    heads = ["method"] + [
-        head for _ in found.protocols for head in (*(name for _, name in _SHOWN), "bound", "CV / own")
-    ]
-    groups = [("", 1)] + [(f"{name}: {n} images [%]", 5) for name, n in found.protocols.items()]
+    heads = ["method", *(columns * len(found.protocols))]
+    groups = [("", 1)] + [(f"{name}: {n} images [%]", len(columns)) for name, n in found.protocols.items()]
     return Grid(heads, lines, names=1, groups=groups)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from qsim.evaluation.pages.content import plain
 from qsim.evaluation.pages.heat_figures import Curve, Plot, curve_figure
 from qsim.evaluation.pages.heat_report import Picture
 from qsim.evaluation.studies.grid import GridStudy
@@ -65,7 +66,9 @@ def figure(study: GridStudy, snrs: Sequence[float]) -> Picture:
                 )
             )
     styles = [(style, f"bound: {bound}") for bound, style in zip(study.bound_names, _STYLES, strict=False)]
-    return Picture(curve_figure(plots, len(snrs), styles), f"bias, CV and RMSE of {study.parameter} over the grid")
+    return Picture(
+        curve_figure(plots, len(snrs), styles), f"bias, CV and RMSE of {plain(study.parameter)} over the grid"
+    )
 
 
 def bias_limit(biases: Sequence[Float[np.ndarray, " p"]]) -> float:

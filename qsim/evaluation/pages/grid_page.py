@@ -6,22 +6,24 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 
-from qsim.evaluation.pages.content import symbol
+from qsim.evaluation.pages.content import plain, symbol
 from qsim.evaluation.pages.grid_figures import MOST_SHOWN, chosen, figure
 from qsim.evaluation.pages.heat_report import Block, Grid, Heading, Page, Points, Section, Text
 from qsim.evaluation.pages.summary import BIAS_SHARE, BOUND_LIMIT, EFFICIENT, number
-from qsim.evaluation.studies.grid import Z95, Contender, GridStudy
+from qsim.evaluation.studies.grid import Z95, Contender, GridStudy, Truth
 from qsim.kspace.noise import sigma_of
 from qsim.parameters import PARAMETERS
 
 # intervals are judged where the bound is under this [%]; they should then cover 93 to 97 %, at most this wide
 COVERED, WIDEST, _INTERVALS_BELOW = (93.0, 97.0), 1.5, 10.0
 
+# repeats under which a pooled row is not known well
+_FEW = 50
+
 
 def page(study: GridStudy) -> Page:
     """The page, without config, versions and digest."""
     truth, model = study.truth, study.truth.model
-    title = Markup("Bias, CV and RMSE over a grid of {}").format(symbol(PARAMETERS[study.parameter])).striptags()
     shown = chosen(study.ascending)
     rest = [snr for snr in study.ascending if snr not in shown]
     sections = [
@@ -36,7 +38,7 @@ def page(study: GridStudy) -> Page:
     sections.append(Section("Every point", _points(study), folded=True))
     kind = getattr(model, "kind", type(model).__name__)
     return Page(
-        title=title,
+        title=f"Bias, CV and RMSE over a grid of {plain(study.parameter)}",
         meta=f"{kind}, {model.n_images} images · {getattr(truth.noise, 'kind', 'own')} noise · {len(study.points)} "
         f"points × {truth.voxels} voxels × {truth.repeats} repeats at {len(study.snrs)} SNRs · seed {truth.seed}",
         lead=[_lead(study)],
@@ -46,7 +48,7 @@ def page(study: GridStudy) -> Page:
         files="results.csv (every figure with its interval) and grid.csv (one line for each method, SNR and point)",
         config="",
         digest="",
-        warnings=_warnings(study),
+        warnings=precision(study.truth, study.contenders),
     )
 
 
@@ -56,8 +58,9 @@ _CAPTION = (
     "move. Green: smallest RMSE at that SNR."
 )
 _FIGURE_CAPTION = (
-    "Bias: median over voxels and repeats; the grey band is ±5 %. Black: Cramér-Rao bound of an unbiased method under "
-    "the noise that was added. A method under its bound is biased, or held by the ends of its range, or knows more. "
+    "Bias: median over voxels and repeats; the grey band is ±5 %. A triangle at the edge: the point lies beyond the "
+    "axis. Black: Cramér-Rao bound of an unbiased method under the noise that was added. A method under its bound is "
+    "biased, or held by the ends of its range, or knows more. "
     f"Axes of errors end at {MOST_SHOWN:g} %."
 )
 
@@ -129,7 +132,7 @@ def _table(study: GridStudy) -> Grid:
 
 def snr_heads(snrs: Sequence[float]) -> list[Markup]:
     """Heads of the columns of SNRs, with their sigma."""
-    return [Markup("{:g}<small>σ {:.3g}</small>").format(snr, sigma_of(snr)) for snr in snrs]
+    return [Markup("SNR {:g}<small>σ {:.3g}</small>").format(snr, sigma_of(snr)) for snr in snrs]
 
 
 def _rates(study: GridStudy, each: Contender, snr: float) -> Markup:
@@ -249,26 +252,43 @@ def _points(study: GridStudy) -> list[Block]:
                 cells.append(" · ".join(number(float(v)) for v in values))
             cells += [number(float(study.bounds[name, snr][i])) for name in study.bound_names]
             rows.append(cells)
-        heads = [f"{study.parameter} [ms]", *(each.name for each in study.contenders)]
+        heads = [f"{plain(study.parameter)} [ms]", *(each.name for each in study.contenders)]
         heads += [f"bound: {name}" for name in study.bound_names]
         blocks += [Heading(f"SNR {snr:g}"), Grid(heads, rows)]
     return blocks
 
 
-def _warnings(study: GridStudy) -> list[str]:
-    trials = study.truth.voxels * study.truth.repeats
-    if trials >= 1000:
-        return []
-    return [
-        f"{trials} voxels and repeats at each point: CV and RMSE carry a relative error of about "
-        f"{100 / np.sqrt(2 * trials):.0f} %, biases one of {100 / np.sqrt(trials):.0f} % of the CV."
-    ]
+def precision(truth: Truth, contenders: Sequence[Contender]) -> list[str]:
+    """How well the figures are known, where they rest on few independent trials.
+
+    A method that pools a row has one error of it per image, the same in all its voxels: only the repeats are
+    independent.
+    """
+    said = []
+    trials, repeats = truth.voxels * truth.repeats, truth.repeats
+    if trials < 1000:
+        said.append(
+            f"{trials} voxels and repeats at each point: CV and RMSE carry a relative error of about "
+            f"{100 / np.sqrt(2 * (trials - 1)):.0f} %, biases one of {100 / np.sqrt(trials):.0f} % of the CV."
+        )
+    pooling = dict.fromkeys(each.name for each in contenders if each.pools)
+    if pooling and repeats < _FEW:
+        rows = dict.fromkeys(plain(row) for each in contenders for row in each.pools)
+        said.append(
+            f"{', '.join(pooling)}: the voxels of an image share the error of the pooled {', '.join(rows)}, so only "
+            f"the {repeats} repeats are independent: where that error is most of the CV, CV and RMSE carry a relative "
+            f"error of about {100 / np.sqrt(2 * (repeats - 1)):.0f} %, biases one of {100 / np.sqrt(repeats):.0f} % of "
+            "the CV, however many voxels there are."
+        )
+    return said
 
 
 def _methods(study: GridStudy) -> list[tuple[str, Markup | str]]:
     truth = study.truth
     rows = [parameter.name for parameter in truth.model.parameters]
-    fixed = ", ".join(f"{row} {float(truth.kappa[i, 0]):g}" for i, row in enumerate(rows) if row != study.parameter)
+    fixed = ", ".join(
+        f"{plain(row)} {float(truth.kappa[i, 0]):g}" for i, row in enumerate(rows) if row != study.parameter
+    )
     about = " ".join((truth.model.__doc__ or "").strip().split("\n\n")[0].split())
     return [
         ("signal", f"{about} At every point: {fixed}."),

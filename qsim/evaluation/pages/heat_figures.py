@@ -199,6 +199,7 @@ def curve_figure(plots: Sequence[Plot], columns: int, styles: Sequence[tuple[str
         figure = Figure(figsize=(0.4 + 10.6 / 3 * columns, 2.75 * lines + 0.5), layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False)
         named: dict[str, int] = {}
+        beyond = False
         for axis, plot in zip(axes.flat, plots, strict=False):
             axis.set_title(plot.title, loc="left", fontweight="bold")
             if plot.zero:
@@ -218,12 +219,27 @@ def curve_figure(plots: Sequence[Plot], columns: int, styles: Sequence[tuple[str
                     _logarithmic(axis, which)
             if plot.limits:
                 axis.set_ylim(*plot.limits)
+                for curve in plot.curves:
+                    beyond |= _beyond(axis, curve, plot.limits)
         for axis in axes.flat[len(plots) :]:
             axis.set_visible(False)
         handles = [Line2D([], [], color=PALETTE[c % len(PALETTE)], lw=1.6, label=name) for name, c in named.items()]
         handles += [Line2D([], [], color="#555555", lw=1.3, ls=style, label=text) for style, text in styles]
+        if beyond:
+            handles.append(Line2D([], [], color="#555555", ls="", marker="^", ms=4, label="beyond the axis"))
         figure.legend(handles=handles, loc="outside lower left", ncols=2 * columns, frameon=False, fontsize=8.5)
         return svg_uri(figure)
+
+
+def _beyond(axis: Axes, curve: Curve, limits: tuple[float, float]) -> bool:
+    """A small triangle at the edge for each point that the axis does not reach; whether there is one."""
+    colour, found = PALETTE[curve.colour % len(PALETTE)], False
+    for out, edge, mark in ((curve.y > limits[1], limits[1], "^"), (curve.y < limits[0], limits[0], "v")):
+        if out.any():
+            found = True
+            x = curve.x[out]
+            axis.plot(x, np.full(x.shape, edge), color=colour, ls="", marker=mark, ms=3.5, clip_on=False, zorder=6)
+    return found
 
 
 def _logarithmic(axis: Axes, which: str) -> None:

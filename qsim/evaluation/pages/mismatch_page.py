@@ -7,13 +7,13 @@ import numpy as np
 from jaxtyping import Float
 from markupsafe import Markup
 
-from qsim.evaluation.pages.content import symbol
+from qsim.evaluation.pages.content import plain, symbol
 from qsim.evaluation.pages.grid_figures import bias_limit, chosen, error_limits
-from qsim.evaluation.pages.grid_page import snr_heads
+from qsim.evaluation.pages.grid_page import precision, snr_heads
 from qsim.evaluation.pages.heat_figures import Curve, Plot, curve_figure
 from qsim.evaluation.pages.heat_report import Block, Grid, Page, Picture, Points, Section, Text
 from qsim.evaluation.pages.summary import number
-from qsim.evaluation.studies.grid import Statistics
+from qsim.evaluation.studies.grid import NOISE_FREE_SNR, Statistics
 from qsim.evaluation.studies.mismatch import Case, Fit
 from qsim.kspace.noise import sigma_of
 from qsim.parameters import PARAMETERS
@@ -72,27 +72,41 @@ def page(study: MismatchStudy) -> Page:
         files="results.csv (every figure with its interval) and grid.csv (one line for each case, fit, SNR and point)",
         config="",
         digest="",
+        warnings=_warnings(study),
+    )
+
+
+def _warnings(study: MismatchStudy) -> list[str]:
+    """How well the figures are known, said once where it is the same in several cases."""
+    return list(
+        dict.fromkeys(w for case in study.cases for w in precision(case.truth, [f.contender for f in case.fits]))
     )
 
 
 def _lead(study: MismatchStudy, case: Case) -> Markup:
-    """Worst bias without noise, and who has the smallest error at the lowest and the highest SNR."""
-    worst = max(case.fits, key=lambda fit: _largest(study.clean(case, fit)))
+    """Worst bias without noise, what noise adds, and who has the smallest error at the lowest and the highest SNR."""
     text = Markup("<b>{}</b>: ").format(case.name)
-    size = _largest(study.clean(case, worst))
-    if size < _NO_BIAS:
-        low = study.ascending[0]
-        medians = {fit.name: study.of(case, fit, low, "relative_bias_median") for fit in case.fits}
-        moved = max(medians, key=lambda name: _largest(medians[name]))
-        text += Markup(
-            "without noise no fit is off by {:g} % or more; at SNR {:g} the median of “{}” is, by {} %."
-        ).format(_NO_BIAS, low, moved, _span(medians[moved]))
+    sizes = {fit.name: _largest(study.clean(case, fit)) for fit in case.fits}
+    known = [fit for fit in case.fits if np.isfinite(sizes[fit.name])]
+    if not known:
+        text += Markup("without noise no fit gives an estimate.")
+    elif sizes[(worst := max(known, key=lambda fit: sizes[fit.name])).name] < _NO_BIAS:
+        text += Markup("without noise no fit is off by {:g} % or more.").format(_NO_BIAS)
     else:
         text += Markup("without noise “{}” is off by ").format(worst.name) + _extent(study, case, worst)
     low, high = study.ascending[0], study.ascending[-1]
+    shifts = {fit.name: shift for fit in case.fits if np.isfinite(shift := _shift(study, case, fit)).any()}
+    if shifts:
+        moved = max(shifts, key=lambda name: _largest(shifts[name]))
+        text += Markup(" Noise of SNR {:g} moves the median of “{}” {}by {} %.").format(
+            low, moved, "most, " if len(shifts) > 1 else "", _span(shifts[moved])
+        )
     best = {snr: _best(study, case, snr) for snr in dict.fromkeys((low, high))}
-    if len(case.fits) > 1:
-        if best[low] == best[high]:
+    if len(case.fits) > 1 and any(best.values()):
+        if not all(best.values()):
+            there, at = next((name, snr) for snr, name in best.items() if name)
+            text += Markup(" “{}” has the smallest RMSE (median over the axis) at SNR {:g}.").format(there, at)
+        elif best[low] == best[high]:
             where = f"SNR {low:g}" if low == high else f"SNR {low:g} and at SNR {high:g}"
             text += Markup(" “{}” has the smallest RMSE (median over the axis) at {}.").format(best[low], where)
         else:
@@ -103,10 +117,8 @@ def _lead(study: MismatchStudy, case: Case) -> Markup:
 
 
 def _extent(study: MismatchStudy, case: Case, fit: Fit) -> Markup:
-    """Range of the bias of one fit without noise."""
+    """Range of the bias of one fit without noise, which has an estimate."""
     clean = study.clean(case, fit)
-    if not np.isfinite(clean).any():
-        return Markup("nothing: it gives no estimate.")
     i = int(np.nanargmax(np.abs(clean)))
     return Markup("{} % over the axis, most at {} ({} %).").format(_span(clean), _point(case, i), number(clean[i]))
 
@@ -124,8 +136,16 @@ def _largest(values: Float[np.ndarray, " p"]) -> float:
     return float(finite.max()) if finite.size else float("inf")
 
 
+def _shift(study: MismatchStudy, case: Case, fit: Fit) -> Float[np.ndarray, " p"]:
+    """What noise of the lowest SNR adds to the median, by point [%]."""
+    return study.of(case, fit, study.ascending[0], "relative_bias_median") - study.clean(case, fit)
+
+
 def _best(study: MismatchStudy, case: Case, snr: float) -> str:
-    return min(case.fits, key=lambda fit: _typical(study.of(case, fit, snr, "rmse"), np.inf)).name
+    """The fit with the smallest RMSE; empty if none has one."""
+    errors = {fit.name: _typical(study.of(case, fit, snr, "rmse")) for fit in case.fits}
+    known = {name: error for name, error in errors.items() if np.isfinite(error)}
+    return min(known, key=lambda name: known[name]) if known else ""
 
 
 def _typical(values: Float[np.ndarray, " p"], none: float = np.nan) -> float:
@@ -136,8 +156,8 @@ def _typical(values: Float[np.ndarray, " p"], none: float = np.nan) -> float:
 def _point(case: Case, i: int) -> str:
     value, parameter = float(case.points[i]), PARAMETERS[case.axis]
     if parameter.unit == "s":
-        return f"{case.axis} {1e3 * value:.4g} ms"
-    return f"{case.axis} {value:.4g}" + ("" if parameter.unit == "1" else f" {parameter.unit}")
+        return f"{plain(case.axis)} {1e3 * value:.4g} ms"
+    return f"{plain(case.axis)} {value:.4g}" + ("" if parameter.unit == "1" else f" {parameter.unit}")
 
 
 def _case(study: MismatchStudy, case: Case) -> list[Block]:
@@ -153,7 +173,9 @@ def _verdict(study: MismatchStudy, case: Case, fit: Fit) -> Markup:
     """Bias without noise, what noise adds to it, and from which SNR on the bias is more than the SD."""
     clean = study.clean(case, fit)
     text = Markup("<b>{}</b> ({}): ").format(fit.name, getattr(fit.model, "kind", type(fit.model).__name__))
-    if _largest(clean) < _NO_BIAS:
+    if not np.isfinite(clean).any():
+        text += Markup("it gives no estimate without noise.")
+    elif _largest(clean) < _NO_BIAS:
         text += Markup("within {:g} % without noise.").format(_NO_BIAS)
     else:
         text += Markup("without noise off by ") + _extent(study, case, fit)
@@ -161,7 +183,7 @@ def _verdict(study: MismatchStudy, case: Case, fit: Fit) -> Markup:
     if held:
         text += Markup(" At {} of {} points a row ends at a bound of its range even so.").format(held, len(clean))
     low = study.ascending[0]
-    added = study.of(case, fit, low, "relative_bias_median") - clean
+    added = _shift(study, case, fit)
     if np.isfinite(added).any():
         text += Markup(" Noise of SNR {:g} moves the median by {} %.").format(low, _span(added))
     over = [
@@ -249,7 +271,7 @@ def _figure(study: MismatchStudy, case: Case) -> Picture:
                 )
             )
     styles = [(":", "bias without noise"), ("--", "Cramér-Rao bound of the fitted model")]
-    return Picture(curve_figure(plots, len(snrs), styles), f"bias, SD and RMSE of {case.measured}: {case.name}")
+    return Picture(curve_figure(plots, len(snrs), styles), f"bias, SD and RMSE of {plain(case.measured)}: {case.name}")
 
 
 _READING = [
@@ -258,9 +280,10 @@ _READING = [
         "Estimates that are not finite are left out and counted as failures."
     ),
     Markup(
-        "<b>Without noise</b>: the same fit of noise-free images, told the σ of the highest SNR. A magnitude fit "
-        "corrects for noise that is not there, so it is a little off."
-    ),
+        "<b>Without noise</b>: the same fit of noise-free images, told the σ of SNR {:,.0f}: a correction for noise is "
+        "nothing there, and what is left is the model's."
+    ).format(NOISE_FREE_SNR),
+    Markup("<b>Triangle at the edge of a figure</b>: that point lies beyond the axis."),
     Markup(
         "<b>SNR</b> = 0.65 / σ. Where the config gives no A, A is such that the brightest noise-free image of the case "
         "is 0.65: SNR is then that of the brightest image, whatever the sequence makes of M0."
@@ -278,7 +301,7 @@ def _methods(study: MismatchStudy) -> list[tuple[str, Markup | str]]:
         model = case.truth.model
         rows = [parameter.name for parameter in model.parameters]
         fixed = ", ".join(
-            f"{row} {float(case.truth.kappa[i, 0]):.4g}" for i, row in enumerate(rows) if row != case.axis
+            f"{plain(row)} {float(case.truth.kappa[i, 0]):.4g}" for i, row in enumerate(rows) if row != case.axis
         )
         noise = getattr(case.truth.noise, "kind", "own")
         text = f"simulated: {getattr(model, 'kind', type(model).__name__)}, {noise} noise; {fixed} (SI)."

@@ -83,6 +83,26 @@ def few_repeats(repeats: int) -> float:
     return sqrt(float(chdtri(repeats, 0.5)) / repeats)
 
 
+def few_repeats_warning(repeats: int, shared: str = "") -> list[str]:
+    """What few noise realisations do to the figures; nothing from 50 on.
+
+    SD of an SD of C Gaussian errors: 1 / sqrt(2 (C - 1)) of it
+
+    Args:
+        shared: a sentence on what the voxels of an image have in common.
+    """
+    if repeats >= 50:
+        return []
+    if repeats < 2:
+        return [f"{repeats} noise realisation: a CV needs at least two."]
+    error = 100 / sqrt(2 * (repeats - 1))
+    text = (
+        f"{repeats} noise realisations: the CV and RMSE of a single voxel or region carry a relative error of about "
+        f"{error:.0f} %."
+    )
+    return [f"{text} {shared}" if shared else text]
+
+
 def headline(about: Subject) -> Markup:
     """The first paragraph: who has the smallest error where, and how the fits stand to the bound."""
     sentences = [_best(about)]

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from markupsafe import Markup
 
 from qsim.evaluation.metrics import Interval
+from qsim.evaluation.pages.content import plain
 from qsim.evaluation.pages.heat_report import Block, Grid, Heading, Picture, Points, Section, Text
 from qsim.evaluation.pages.summary import number
 from qsim.evaluation.pages.uncertainty_curves import (
@@ -62,13 +63,15 @@ def _verdict(found: Uncertainty) -> str:
         for cell in _cells(found, method, narrow=True)
     ]
     if not asked:
-        return f"The Cramér-Rao bound's CV of {found.parameter} is {NARROW:g} % or more everywhere: no target applies."
+        name = plain(found.parameter)
+        return f"The Cramér-Rao bound's CV of {name} is {NARROW:g} % or more everywhere: no target applies."
     level = 100 * found.level
     missed = [one for one in asked if not _meets(found, *one)]
     text = (
         f"{len(asked) - len(missed)} of {len(asked)} combinations of method, interval, SNR and tissue whose bound's CV "
         f"is under {NARROW:g} % meet both targets: {level - OFF_LEVEL:g} to {level + OFF_LEVEL:g} % of the {level:g} % "
-        f"intervals hold the true {found.parameter}, at a median width of at most {WIDEST:g} times that of the bound."
+        f"intervals hold the true {plain(found.parameter)}, at a median width of at most {WIDEST:g} times that of the "
+        "bound."
     )
     if not missed:
         return text
@@ -200,7 +203,7 @@ def sections(found: Uncertainty, views: Mapping[float, Mapping[str, Float[np.nda
         blocks: list[Block] = []
         for snr, firsts in views.items():
             blocks += [Heading(f"SNR {snr:g}"), Picture(maps(firsts, _MILLI), f"|error| and SD at SNR {snr:g}")]
-        text = f"Pure voxels of the first draw; |error| and SD of {found.parameter} on one scale;"
+        text = f"Pure voxels of the first draw; |error| and SD of {plain(found.parameter)} on one scale;"
         blocks.append(Text(f"{text} red: beyond the scale, or infinite; light: no value.", soft=True))
         parts.append(Section("One realisation", blocks))
     folded = len(found.snrs) > 3
@@ -220,8 +223,8 @@ def _coverage(found: Uncertainty) -> list[Block]:
             f"Green: the targets, {level - OFF_LEVEL:g} to {level + OFF_LEVEL:g} % at no more than {WIDEST:g} × the "
             "width of the Cramér-Rao bound of the problem that the method solves, demanded where that bound's CV is "
             f"under {NARROW:g} % (full marks). Upright lines: 95 % over draws. An interval that ends where the range "
-            f"of {found.parameter} ends is one-sided there, and its width is the distance to that end. Widths below "
-            "1 come of a prior, or of a range that ends.",
+            f"of {plain(found.parameter)} ends is one-sided there, and its width is the distance to that end. "
+            "Widths below 1 come of a prior, or of a range that ends.",
             soft=True,
         )
     )

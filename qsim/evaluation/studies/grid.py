@@ -31,6 +31,8 @@ from qsim.signals.base import CoherentModel, SignalModel
 Z95 = 1.959963984540054
 # sizes, whose intervals are those of their logarithms
 _SIZES = ("cv", "sd", "rmse", "abs_error_median", "interval_width")
+# told of images without noise: so large that a correction for noise is nothing, yet no division by zero
+NOISE_FREE_SNR = 1e4
 # statistics of a point, as in the tables
 METRICS = (
     "relative_bias",
@@ -153,8 +155,9 @@ def run(truth: Truth, contender: Contender, parameter: str, measured: str, snr: 
         parameter: row of the estimate.
         measured: row of the truth that it is held against.
     Returns: by `METRICS`, with axes (all repeats together then each repeat, point) [%]; `n`: finite estimates;
-        `noise_free`: relative error without noise, sigma told, by point [%]; `noise_free_held`: 1 where that estimate
-        is at a bound; `noise_free_kappa`: the estimate, by row and point [SI].
+        `noise_free`: relative error without noise, told the
+        sigma of `NOISE_FREE_SNR`, by point [%]; `noise_free_held`: 1 where that estimate is at a bound;
+        `noise_free_kappa`: the estimate, by row and point [SI].
     """
     true = truth.row(measured).double().numpy()
     known = told(truth, contender.known)
@@ -171,7 +174,9 @@ def run(truth: Truth, contender: Contender, parameter: str, measured: str, snr: 
     stacked: Statistics = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
     signal = clean_images(truth)
     silent = [torch.zeros_like(signal) for _ in range(truth.noise.channels)]
-    ideal = contender.estimator(truth.noise.add(signal, torch.ones(1, 1, 1), silent), sigma=sigma, known=known)
+    silence = truth.noise.add(signal, torch.ones(1, 1, 1), silent)
+    # not the sigma of the SNR: a likelihood would correct for noise that is not there
+    ideal = contender.estimator(silence, sigma=sigma_of(NOISE_FREE_SNR), known=known)
     kappa = ideal.kappa[..., 0].double().numpy()
     held = ideal.status[..., 0].numpy() == int(Status.AT_BOUND)
     return {
