@@ -21,7 +21,7 @@ from qsim.distributions import Streams
 from qsim.errors import InputError
 from qsim.kspace.noise import Noise
 from qsim.signals import ClosedForm
-from qsim.signals.base import CoherentModel, SpatialModel
+from qsim.signals.base import CoherentModel, SpatialModel, real_signal
 
 __all__ = ["Anatomy", "Samples", "Scene", "Truth", "draws", "make_sample", "make_samples", "make_truth", "scene"]
 
@@ -197,16 +197,6 @@ def mixed_signal(model: CoherentModel, anatomy: Anatomy, part: slice) -> Float[T
             "(short T2, REL_B1 near 0), or a field is far too large; narrow tissues or fields"
         )
     return signal
-
-
-def real_signal(model: CoherentModel, signal: Inexact[Tensor, "n *space"]) -> Float[Tensor, "n *space"]:
-    """Of a complex signal its modulus, or its real part if the model is signed.
-
-    Both channels have the same noise, so the phase counts only where the model keeps the sign.
-    """
-    if not signal.is_complex():
-        return signal
-    return signal.real if getattr(model, "signed", False) else signal.abs()
 
 
 def _mixed(function: Callable[[Tensor], Tensor], anatomy: Anatomy, part: slice) -> Inexact[Tensor, "n b *space"]:

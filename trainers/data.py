@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from generators.config import GeneratorConfig
-from generators.sample import make_samples, real_signal
+from generators.sample import make_samples
 from generators.store import PatchStore, StoredSamples
 from qsim.distributions import Streams
 from qsim.errors import InputError
-from qsim.signals.base import SpatialModel
+from qsim.signals.base import SpatialModel, real_signal
 
 # samples that a store which does not fit into memory reads together, and how many such blocks are mixed
 _BLOCK, _MIXED = 512, 8

@@ -11,7 +11,7 @@ from torch import Tensor
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate, Estimator, Status
 from qsim.parameters import RELAXATION_TIMES, Parameter
-from qsim.signals.base import SignalModel
+from qsim.signals.base import SignalModel, real_signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +152,12 @@ def rehearse(estimator: Estimator, model: SignalModel, told: tuple[str, ...] = (
     start = {"B": 1.9, "FRACTION": 0.4}
     rows = [a if p.name == "A" else torch.full_like(a, start.get(p.name, p.start)) for p in model.parameters]
     kappa = torch.stack(rows)
-    images = plain(kappa)
-    images = images.abs() if images.is_complex() else images
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    images = real_signal(model, plain(kappa))
+    images = images + 0.01 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    # a magnitude, which every method takes
+    images = images if getattr(model, "signed", False) else images.abs()
     known = {p.name: row for p, row in zip(model.parameters, kappa, strict=True) if p.name in told} or None
     if known is not None:
         # one number where all voxels share it, as a study hands it over
         known = {name: row[0, 0] if bool((row == row[0, 0]).all()) else row for name, row in known.items()}
-    estimator((images + 0.01 * noise).abs(), sigma=0.01, mask=torch.ones(4, 4, dtype=torch.bool), known=known)
+    estimator(images, sigma=0.01, mask=torch.ones(4, 4, dtype=torch.bool), known=known)

@@ -85,6 +85,16 @@ def may_overwrite(tensor: Tensor, *others: Tensor) -> bool:
     return all(torch.broadcast_shapes(tensor.shape, other.shape) == tensor.shape for other in others)
 
 
+def real_signal(model: SignalModel, signal: Inexact[Tensor, "n *space"]) -> Float[Tensor, "n *space"]:
+    """Of a complex signal its modulus, or its real part if the model is signed.
+
+    Both channels have the same noise, so the phase counts only where the model keeps the sign.
+    """
+    if not signal.is_complex():
+        return signal
+    return signal.real if getattr(model, "signed", False) else signal.abs()
+
+
 def check_times(name: str, times: tuple[float, ...]) -> None:
     """Refuse timings that cannot be seconds.
 

@@ -23,7 +23,6 @@ from qsim.evaluation.studies.grid import (
     bound_name,
     bound_rows,
     clean_images,
-    coils_of,
     noisy_images,
     point_name,
     relative_bound,
@@ -31,7 +30,7 @@ from qsim.evaluation.studies.grid import (
     run,
     told,
 )
-from qsim.kspace.noise import GaussianNoise, RicianNoise, SignedNoise, sigma_of
+from qsim.kspace.noise import GaussianNoise, RicianNoise, SignedNoise, coils_of, sigma_of
 from qsim.signals import InversionRecovery, SpinLock
 
 SIGMA = Constant(value=1.0)
@@ -286,3 +285,25 @@ def test_a_method_without_an_estimate_has_a_page_too():
     assert "it gives no estimate where the bound is under 12 %" in text
     assert "It fails most often at" in text
     assert not re.search(r"\bnan\b", re.sub(r"<style>.*?</style>|src=\"[^\"]*\"", "", text, flags=re.DOTALL))
+
+
+@dataclass(frozen=True)
+class Turning:
+    """A decay whose transverse signal has turned by 120 degrees: real part -1/2, modulus 1."""
+
+    signed: bool
+
+    parameters, n_images = TWO.parameters, TWO.n_images
+
+    def coherent(self, kappa):
+        return TWO(kappa) * np.exp(2j * np.pi / 3)
+
+    def __call__(self, kappa):
+        return TWO(kappa) * (-0.5 if self.signed else 1.0)
+
+
+@pytest.mark.parametrize(("signed", "factor"), [(True, -0.5), (False, 1.0)])
+def test_a_complex_signal_keeps_its_sign_where_the_model_does(signed, factor):
+    one = truth(SignedNoise(sigma=SIGMA) if signed else GAUSSIAN, voxels=2, model=Turning(signed))
+    expected = factor * 0.65 * np.exp(-np.array(TWO.tsl)[:, None] / POINTS.numpy())
+    np.testing.assert_allclose(clean_images(one)[..., 0], expected, rtol=1e-6)

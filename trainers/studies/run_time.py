@@ -19,11 +19,11 @@ from generators.sample import make_truth
 from qsim.errors import InputError
 from qsim.estimators import Estimate, Status
 from qsim.evaluation.pages.run_time_page import Published, RunTimeStudy, Timing, page
-from qsim.evaluation.studies.grid import bound_name, coils_of
+from qsim.evaluation.studies.grid import bound_name
 from qsim.evaluation.study import noisy_images, one_torch_thread
 from qsim.evaluation.table import ALL, Row
 from qsim.information import crb
-from qsim.kspace.noise import sigma_of
+from qsim.kspace.noise import coils_of, sigma_of
 from qsim.parameters import RELAXATION_TIMES
 from qsim.signals.base import SpatialModel
 from trainers.studies.block_runner import Command
@@ -153,8 +153,6 @@ def _series(config: RunTimeConfig) -> _Series:
     except InputError as error:
         text = str(error)
         raise InputError("crop" + text.removeprefix("patch") if text.startswith("patch") else text) from None
-    if truth.signal.is_complex():
-        raise InputError("data.model: gives complex images, which this study does not time; take another readout")
     matrix = config.matrix or config.crop
     before = [(m - c) // 2 for m, c in zip(matrix, config.crop, strict=True)]
     pads = [(b, m - c - b) for b, m, c in zip(before, matrix, config.crop, strict=True)]

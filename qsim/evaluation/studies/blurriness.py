@@ -21,7 +21,7 @@ from qsim.errors import InputError
 from qsim.estimators.base import Estimator
 from qsim.evaluation.study import Case, Design, noisy_images, relative_bounds, rows_by_name, told
 from qsim.kspace.noise import sigma_of
-from qsim.signals.base import CoherentModel
+from qsim.signals.base import CoherentModel, real_signal
 from qsim.values import value
 
 SCENARIOS = ("E1", "E2")
@@ -138,10 +138,7 @@ def with_structures(case: Case, model: CoherentModel, parameter: str, placed: Se
     for each in placed:
         inside = torch.from_numpy(each.inside)
         kappa[row, inside] = each.structure.value
-        changed = model.coherent(kappa[:, inside])
-        if changed.is_complex():
-            changed = changed.real if getattr(model, "signed", False) else changed.abs()
-        signal[:, inside] = changed.to(signal.dtype)
+        signal[:, inside] = real_signal(model, model.coherent(kappa[:, inside])).to(signal.dtype)
     return replace(case, kappa=kappa, signal=signal)
 
 

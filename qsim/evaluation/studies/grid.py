@@ -24,8 +24,8 @@ from qsim.estimators.base import Estimate, Estimator, Status
 from qsim.evaluation.metrics import around
 from qsim.evaluation.table import ALL, Row
 from qsim.information import crb
-from qsim.kspace.noise import Noise, sigma_of
-from qsim.signals.base import CoherentModel, SignalModel
+from qsim.kspace.noise import Noise, coils_of, sigma_of
+from qsim.signals.base import CoherentModel, SignalModel, real_signal
 
 # of a normal distribution: 95 % of it lie within this many SD
 Z95 = 1.959963984540054
@@ -112,18 +112,11 @@ def bound_name(shared: Sequence[str], known: Sequence[str]) -> str:
     return ", ".join(parts) or "free"
 
 
-def coils_of(noise: Noise) -> int:
-    """Coils of a magnitude that is combined from them, 0 of Gaussian noise."""
-    return noise.channels // 2
-
-
 def clean_images(truth: Truth) -> Float[Tensor, "n p v"]:
     """Coherent signal of every voxel, in float32 [units of A]."""
     model = truth.model
     signal = model.coherent(truth.kappa) if isinstance(model, CoherentModel) else model(truth.kappa)
-    # the modulus of a complex signal: complex noise has no preferred direction
-    real = signal.abs() if signal.is_complex() else signal
-    return real.float()[..., None].expand(-1, -1, truth.voxels).contiguous()
+    return real_signal(model, signal).float()[..., None].expand(-1, -1, truth.voxels).contiguous()
 
 
 def noisy_images(truth: Truth, snr: float, repeat: int) -> Float[Tensor, "n p v"]:

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from qsim.evaluation.studies.grid import METRICS, Contender, Statistics, Truth, coils_of, point_name, rows_of
+from qsim.evaluation.studies.grid import METRICS, Contender, Statistics, Truth, point_name, rows_of
 from qsim.evaluation.table import ALL, Row
 from qsim.information import crb
-from qsim.kspace.noise import REFERENCE_SIGNAL, sigma_of
+from qsim.kspace.noise import REFERENCE_SIGNAL, coils_of, sigma_of
 from qsim.parameters import PARAMETERS
 from qsim.signals.base import SignalModel
 
