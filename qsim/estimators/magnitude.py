@@ -1,6 +1,6 @@
 """Maximum likelihood under the noise of magnitudes: Rician, or non-central chi for the root of sum of squares.
 
-    maximise sum_n log p(m_n | |S_n(kappa)|, sigma),   p of `qsim.kspace.magnitude`
+    maximise sum_n log p(m_n | |S_n(kappa)|, sigma),   p of `qsim.kspace.magnitude_likelihood`
 
 A Gaussian fit takes the noise floor, about 1.25 sigma for one coil, for signal: decays come out too slow. Here the
 floor is part of the model. Mono-exponential decays have a search of their own (`magnitude_decay`); every other model
@@ -32,7 +32,7 @@ from qsim.estimators.general_fit import covariance_maps, least_squares, resolve_
 from qsim.estimators.noise_level import NoiseLevel, noise_level
 from qsim.estimators.projection.closed_fits import search, usable
 from qsim.estimators.voxels import gather, scatter, statuses
-from qsim.kspace.magnitude import bessel_terms
+from qsim.kspace.magnitude_likelihood import bessel_terms
 from qsim.parameters import Parameter
 from qsim.signals import (
     ClosedForm,

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from qsim.distributions import AnyDistribution, require_positive
-from qsim.kspace.magnitude import magnitude_log_density
+from qsim.kspace.magnitude_likelihood import magnitude_log_density
 from qsim.values import value
 
 # mean of A in white matter, Table 1 of sabidussi2021: the reference signal of every SNR in this project [1]

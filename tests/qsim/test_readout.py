@@ -28,7 +28,7 @@ from qsim.signals.readout import (
 from qsim.signals.slice_profile import SampledProfile, ShapedProfile
 from qsim.signals.spins import spins
 from qsim.signals.train import Readout
-from tests.qsim.test_order import by_line
+from tests.qsim.kspace.test_order import by_line
 
 TEN, FORTY = math.radians(10), math.radians(40)
 FOUR = Acquisition(lines=4)

@@ -2,8 +2,8 @@
 
     minimise sum_n (z_n - nu_n)^2 / 2 - g(z_n nu_n),   nu_n = a exp(-t_n / T),  a = A / sigma >= 0,  u = log T
 
-with z = m / sigma and g of `qsim.kspace.magnitude`. With the score s = z r - nu, its slope -w = z^2 r' - 1 and
-E = exp(-t / T), tau = t / T, the derivatives are sums over the images:
+with z = m / sigma and g of `qsim.kspace.magnitude_likelihood`. With the score s = z r - nu, its slope
+-w = z^2 r' - 1 and E = exp(-t / T), tau = t / T, the derivatives are sums over the images:
 
     dF/da = -sum s E                       dF/du = -a sum s E tau
     d2F/da2 = sum w E^2                    d2F/dadu = sum (w a E - s) E tau
@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from qsim.estimators.projection.separable import log_grid
-from qsim.kspace.magnitude import bessel_terms
+from qsim.kspace.magnitude_likelihood import bessel_terms
 from qsim.parameters import Parameter
 
 _GRID = 32

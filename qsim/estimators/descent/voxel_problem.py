@@ -21,7 +21,7 @@ from torch import Tensor
 from qsim.errors import InputError
 from qsim.information import jacobian
 from qsim.information.rician_bound import magnitude_information
-from qsim.kspace.magnitude import magnitude_terms
+from qsim.kspace.magnitude_likelihood import magnitude_terms
 from qsim.parameters import RELAXATION_TIMES, Parameter
 from qsim.signals.base import CoherentModel, DifferentiableModel, SignalModel
 

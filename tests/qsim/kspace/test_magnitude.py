@@ -13,7 +13,7 @@ from qsim.errors import InputError
 from qsim.estimators import Status, build_estimator
 from qsim.estimators.magnitude import MagnitudeLikelihood
 from qsim.information.rician_bound import magnitude_information
-from qsim.kspace.magnitude import (
+from qsim.kspace.magnitude_likelihood import (
     bessel_terms,
     magnitude_curvature,
     magnitude_log_density,

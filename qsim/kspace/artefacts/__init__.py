@@ -1,0 +1,1 @@
+"""What goes wrong between the tissue and the image, one file per artefact."""

@@ -1,0 +1,1 @@
+"""Receive coils: sensitivities, noise covariance, combination, SENSE."""
