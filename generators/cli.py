@@ -1,4 +1,4 @@
-"""The commands generate, inspect, verify and bound. Heavy imports stay inside them, so that `qsim --help` is quick."""
+"""The commands generate, inspect, verify, bound, corrupt. Heavy imports stay inside, so that `qsim --help` is quick."""
 
 import json
 import os
@@ -147,6 +147,81 @@ def bound(
     typer.echo(json.dumps(told, indent=1, allow_nan=False))
 
 
+def corrupt(
+    image: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGE",
+            help="NIfTI, NumPy (.npy, .npz:ARRAY) or HDF5 (.h5:DATASET: fastMRI, ISMRMRD or any complex k-space).",
+        ),
+    ],
+    config: Annotated[Path, typer.Option(metavar="ARTEFACTS.yaml", help="Which artefacts, and how strong.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Corrupted image, in the format of IMAGE.")],
+    seed: Annotated[int | None, typer.Option(help="Of the draws; the config's if not given.")] = None,
+    kspace: Annotated[bool, typer.Option("--kspace", help="A NumPy file holds centred k-space.")] = False,
+    slices: Annotated[
+        bool, typer.Option("--slices", help="Slices were acquired one by one: artefacts act within each.")
+    ] = False,
+    magnitude: Annotated[
+        bool | None, typer.Option("--magnitude/--complex", help="What is written; as in IMAGE if not given.")
+    ] = None,
+    scale: Annotated[str | None, typer.Option(metavar="01", help="Bring all magnitudes to 0..1.")] = None,
+    phase: Annotated[
+        Path | None, typer.Option(metavar="NIFTI", help="Phase of a NIfTI magnitude [rad, -pi to pi].")
+    ] = None,
+    axes: Annotated[
+        str | None,
+        typer.Option(metavar="LETTERS", help="Axes of an array: n images or slices, c coils, z y x; such as ncyx."),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Before and after; beside FILE if not given.")
+    ] = None,
+    no_picture: Annotated[bool, typer.Option("--no-picture", help="Draw none.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put artefacts on an image, a series or k-space; beside it goes a JSON of all that was drawn, and a picture."""
+    from generators.corrupt import Job, corrupt_file
+    from generators.corrupt_config import CorruptConfig
+    from generators.reading import read_config
+
+    chosen = read_config(config, CorruptConfig)
+    number = chosen.seed if seed is None else seed
+    if number is None:
+        raise InputError(f"--seed: missing; give one, or `seed:` in {config}")
+    if not 0 <= number < 2**63:
+        raise InputError(f"--seed: must lie in [0, 2^63), got {number}")
+    if no_picture and picture is not None:
+        raise InputError("--no-picture: does not go with --picture")
+    job = Job(
+        image=image,
+        out=out,
+        seed=number,
+        kspace=kspace,
+        slices=slices,
+        magnitude=magnitude,
+        scale=scale,
+        phase=phase,
+        axes=axes,
+        picture=picture,
+        with_picture=not no_picture,
+        overwrite=overwrite,
+    )
+    with _bar("corrupt", "steps") as progress:
+        record = corrupt_file(job, chosen, progress)
+    if as_json:
+        typer.echo(json.dumps(record, indent=1, allow_nan=False))
+        return
+    told = ", ".join(
+        f"{drawn['kind']} {severity:.3g}" if drawn["applied"] else f"{drawn['kind']} not drawn"
+        for drawn, severity in zip(record["drawn"], record["severity"], strict=True)
+    )
+    change = "" if record["change"] is None else f"; magnitude changed by {100 * record['change']:.3g} % (RMS)"
+    typer.echo(f"{out}: {record['output']['holds']}, {record['output']['dtype']}; severity {told}{change}")
+    for line in record["assumed"]:
+        typer.echo(f"note: {line}")
+
+
 def _print_summary(summary: "Summary", store: "PatchStore") -> None:
     from rich.console import Console
     from rich.table import Table
@@ -176,6 +251,13 @@ def _print_summary(summary: "Summary", store: "PatchStore") -> None:
     for row in summary.rows:
         numbers = (shown(number, row.unit) for number in (row.low, row.mean, row.sd, row.high))
         table.add_row(row.tissue, f"{100 * row.share:.1f} %", row.parameter, *numbers)
+    console.print(table)
+    if not summary.artefacts:
+        return
+    table = Table("artefact", "samples", "median severity", "highest", "severity is")
+    for artefact in summary.artefacts:
+        numbers = (shown(number, "1") for number in (artefact.median, artefact.high))
+        table.add_row(artefact.kind, f"{100 * artefact.share:.1f} %", *numbers, artefact.measures)
     console.print(table)
 
 

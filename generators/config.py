@@ -13,7 +13,9 @@ from phantoms import PHANTOMS
 from phantoms.base import PhantomSpec, Split
 from phantoms.fields import FIELDS
 from phantoms.fields import Field as FieldOfMaps
-from qsim.distributions import DISTRIBUTIONS
+from qsim.distributions import DISTRIBUTIONS, Streams
+from qsim.kspace import ARTEFACTS, Artefact
+from qsim.kspace.chain import draw_chain
 from qsim.kspace.noise import NOISES, AnyNoise
 from qsim.signals import MODELS, AnyModel
 from qsim.tissues import TISSUE_TABLES, TissueSource, TissueTable
@@ -81,7 +83,7 @@ class GeneratorConfig(RootConfig):
         dtype: of the stored images; float16 halves the store (its rounding is 2.4 % of sigma at SNR 100).
         targets: rows to be learned or estimated; all of the model's if not given.
         fields: what changes DELTA_B0, REL_B1 and B by position or tissue, by `kind`, applied in this order.
-        artefacts: none are available yet.
+        artefacts: of k-space, by `kind`, in the order of the scanner; drawn for each sample.
     """
 
     seed: Seed
@@ -97,7 +99,7 @@ class GeneratorConfig(RootConfig):
     store: Literal["images", "maps"] = "images"
     dtype: Literal["float32", "float16"] = "float32"
     targets: tuple[str, ...] = ()
-    artefacts: tuple[()] = ()
+    artefacts: tuple[_union(ARTEFACTS), ...] = ()  # type: ignore[valid-type]
     fields: tuple[_union(FIELDS), ...] = ()  # type: ignore[valid-type]
 
     @field_validator("patch")
@@ -127,12 +129,22 @@ class GeneratorConfig(RootConfig):
                 "store: maps holds the majority tissue only and cannot mix signals; set partial_volume: false, "
                 "or store: images"
             )
+        self._artefacts_fit()
         table = self.tissue_source.table()
         check_tissues(rows, self.field_list, table)
         check_fields(rows, self.field_list, table)
         check_places(self.field_list, self.phantom_spec, self.patch, self.slice_axis)
         check_model(model, self.field_list, table)
         return self
+
+    def _artefacts_fit(self) -> None:
+        """Try one draw of each: what cannot be on a patch of this shape says so now."""
+        if self.artefact_list and self.store == "maps":
+            raise ValueError("artefacts: store: maps keeps no images to put them on; choose store: images")
+        for number, artefact in enumerate(self.artefact_list):
+            if artefact.ndim is not None and artefact.ndim > len(self.patch):
+                raise ValueError(f"artefacts[{number}].ndim: {artefact.ndim}, but a patch has {len(self.patch)} axes")
+        draw_chain(self.artefact_list, (self.signal_model.n_images, *self.patch), Streams(self.seed, 0).rng)
 
     # the unions above are built at run time; these give them their types
     @property
@@ -154,6 +166,11 @@ class GeneratorConfig(RootConfig):
     def field_list(self) -> tuple[FieldOfMaps, ...]:
         """The fields, in their order."""
         return self.fields
+
+    @property
+    def artefact_list(self) -> tuple[Artefact[Any], ...]:
+        """The artefacts, in their order."""
+        return self.artefacts
 
     @property
     def table(self) -> TissueTable:

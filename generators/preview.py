@@ -45,6 +45,24 @@ class TissueRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ArtefactRow:
+    """One artefact over the samples.
+
+    Attributes:
+        kind: of the config.
+        share: of the samples that have it [1].
+        median, high: of the severity in these; None if none has it.
+        measures: what the severity is.
+    """
+
+    kind: str
+    share: float
+    median: float | None
+    high: float | None
+    measures: str
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """What a store holds.
 
@@ -54,6 +72,7 @@ class Summary:
         sigma: smallest and largest noise SD [units of A].
         snr: the SNR of those two, 0.65 / sigma.
         rows: one per tissue and parameter.
+        artefacts: one per artefact of the config.
     """
 
     path: str
@@ -70,6 +89,7 @@ class Summary:
     sigma: tuple[float, float]
     snr: tuple[float, float]
     rows: tuple[TissueRow, ...]
+    artefacts: tuple[ArtefactRow, ...]
 
 
 class _Moments:
@@ -137,7 +157,20 @@ def summarise(store: PatchStore, progress: Progress | None = None) -> Summary:
         sigma=(low, high),
         snr=(snr_of(high), snr_of(low)),
         rows=tuple(_rows(store, moments, voxels)),
+        artefacts=tuple(_artefacts(store)),
     )
+
+
+def _artefacts(store: PatchStore) -> list[ArtefactRow]:
+    if not store.attributes.artefacts:
+        return []
+    rows = []
+    severity = np.asarray(store.arrays["severity"][:], dtype=np.float64)
+    for artefact, column in zip(store.attributes.artefacts, severity.T, strict=True):
+        there = column[column > 0]
+        median, high = (float(np.median(there)), float(there.max())) if there.size else (None, None)
+        rows.append(ArtefactRow(artefact.kind, there.size / len(column), median, high, artefact.severity))
+    return rows
 
 
 def _rows(store: PatchStore, moments: _Moments, voxels: int) -> list[TissueRow]:

@@ -1,7 +1,8 @@
 """The file to read first: from a config to samples, one line per arrow.
 
-anatomy -> tissue values -> parameter maps -> fields -> signal -> noise. A sample is a pure function of (config, seed,
-index): every stage has a random stream of its own, so neither the batch it is made in nor the worker changes a bit.
+anatomy -> tissue values -> parameter maps -> fields -> signal -> artefacts, noise. A sample is a pure function of
+(config, seed, index): every stage has a random stream of its own, so neither the batch it is made in nor the worker
+changes a bit.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,12 +14,14 @@ import torch
 from jaxtyping import Float, Inexact, Int, UInt8
 from torch import Tensor
 
+from generators.acquisition import acquire, artefact_records, draw_artefacts, without_noise
 from generators.config import GeneratorConfig
 from generators.scene import Scene, draw, draw_fields, scene, through_fields, tissue_values, within_tissue
 from phantoms.base import Crop
 from phantoms.maps import Mixture, minor_parameters, mixture, parameter_maps
 from qsim.distributions import Streams
 from qsim.errors import InputError
+from qsim.kspace.artefacts.base import Stage
 from qsim.kspace.noise import Noise
 from qsim.signals import ClosedForm
 from qsim.signals.base import CoherentModel, SpatialModel, real_signal
@@ -41,6 +44,7 @@ class Samples:
         sigma: noise SD per real channel [units of A].
         subject: subject of the phantom.
         origin: first voxel of the patch in the subject's volume.
+        severity: of each artefact of the config; 0 where it was left out.
     """
 
     images: Float[Tensor, "b n *space"]
@@ -50,6 +54,7 @@ class Samples:
     sigma: Float[Tensor, " b"]
     subject: Int[Tensor, " b"]
     origin: Int[Tensor, "b axis"]
+    severity: Float[Tensor, "b artefact"]
 
 
 @torch.no_grad()
@@ -67,10 +72,17 @@ def make_samples(config: GeneratorConfig, indices: Sequence[int]) -> Samples:
     anatomy = _anatomy(config, streams)
     sigma = draw_sigma(config, streams)
     model = config.signal_model
+    artefacts = scene(config).artefacts
     images = torch.empty(len(streams), model.n_images, *config.patch)
+    severity = torch.zeros(len(streams), len(artefacts))
     for part in _parts(len(streams), model.n_images * prod(config.patch)):
-        signal = mixed_signal(model, anatomy, part).movedim(1, 0)
-        add_noise(config.noise_model, signal, sigma[part], streams[part], out=images[part])
+        if artefacts:
+            signal = coherent_signal(model, anatomy, part).movedim(1, 0)
+            for b, one in zip(range(part.start, part.stop), signal, strict=True):
+                images[b], severity[b] = acquire(config, artefacts, one, float(sigma[b]), streams[b])
+        else:
+            signal = mixed_signal(model, anatomy, part).movedim(1, 0)
+            add_noise(config.noise_model, signal, sigma[part], streams[part], out=images[part])
     return Samples(
         images=images,
         kappa=(anatomy.kappa * (anatomy.voxels.labels > 0)).movedim(0, 1).contiguous(),
@@ -79,6 +91,7 @@ def make_samples(config: GeneratorConfig, indices: Sequence[int]) -> Samples:
         sigma=sigma,
         subject=torch.tensor([crop.subject for crop in anatomy.crops], dtype=torch.int32),
         origin=torch.tensor([crop.origin for crop in anatomy.crops], dtype=torch.int32),
+        severity=severity,
     )
 
 
@@ -92,7 +105,8 @@ class Truth:
     """One sample before noise: what a study draws its realisations around.
 
     Attributes:
-        signal: coherent signal without noise; the images are its modulus unless the model is signed [units of A].
+        signal: coherent signal without noise, after the artefacts of the config; the images are its modulus unless the
+            model is signed [units of A].
         kappa, labels, purity: as in `Samples`.
         subject, origin: where it was cut.
     """
@@ -107,10 +121,29 @@ class Truth:
 
 @torch.no_grad()
 def make_truth(config: GeneratorConfig, index: int) -> Truth:
-    """The noise-free sample of an index: the same anatomy, tissues and maps as `make_sample`."""
-    anatomy = _anatomy(config, [Streams(config.seed, index)])
+    """The noise-free sample of an index: the same anatomy, tissues, maps and artefacts as `make_sample`.
+
+    Whoever adds noise adds it to the images, after all artefacts: white, of the sigma that is stated.
+
+    Raises: InputError if the config's artefacts hold noise of their own, which no bound knows of.
+    """
+    model, stream = config.signal_model, Streams(config.seed, index)
+    anatomy = _anatomy(config, [stream])
+    artefacts = scene(config).artefacts
+    if artefacts:
+        for number, artefact in enumerate(artefacts):
+            if artefact.stage == Stage.NOISE:
+                raise InputError(
+                    f"artefacts[{number}]: {artefact.kind} does not go with a study, which adds its noise itself; "
+                    "leave it out"
+                )
+        coherent = coherent_signal(model, anatomy, slice(0, 1))[:, 0]
+        drawn = draw_artefacts(config, artefacts, stream)
+        signal = without_noise(artefacts, drawn, coherent, bool(getattr(model, "signed", False)))
+    else:
+        signal = mixed_signal(model, anatomy, slice(0, 1))[:, 0]
     return Truth(
-        signal=mixed_signal(config.signal_model, anatomy, slice(0, 1))[:, 0],
+        signal=signal,
         kappa=anatomy.kappa[:, 0] * (anatomy.voxels.labels[0] > 0),
         labels=anatomy.voxels.labels[0],
         purity=anatomy.voxels.purity[0],
@@ -156,7 +189,7 @@ def _parts(samples: int, numbers_per_sample: int) -> Iterator[slice]:
 
 
 def draws(config: GeneratorConfig, index: int) -> Mapping[str, object]:
-    """What was drawn for one sample, as JSON holds it: anatomy, tissue values [SI], fields, sigma [units of A].
+    """What was drawn for one sample, as JSON holds it: anatomy, tissue values [SI], fields, artefacts, sigma.
 
     A row that a field replaces is not among the tissue values; hidden rows, which only fields use, are.
     """
@@ -173,6 +206,7 @@ def draws(config: GeneratorConfig, index: int) -> Mapping[str, object]:
             for t, tissue in enumerate(world.phantom.tissues)
         },
         "fields": draw_fields(world, stream),
+        "artefacts": artefact_records(config, world.artefacts, stream),
     }
 
 
@@ -184,14 +218,20 @@ def mixed_signal(model: CoherentModel, anatomy: Anatomy, part: slice) -> Float[T
     Where the readout mixes voxels, magnetisations mix within them first, and one readout follows. Of a complex signal:
     its modulus, or its real part if the model is signed.
     """
+    return real_signal(model, coherent_signal(model, anatomy, part))
+
+
+def coherent_signal(model: CoherentModel, anatomy: Anatomy, part: slice) -> Inexact[Tensor, "n b *space"]:
+    """The same with its phase, where the model has one."""
     if isinstance(model, SpatialModel) and model.mixes_voxels:
-        signal = real_signal(model, model.image(_mixed_tissue(model.magnetisation, anatomy, part)))
+        signal = model.image(_mixed_tissue(model.magnetisation, anatomy, part))
     elif isinstance(model, ClosedForm):
         signal = _mixed(model.coherent, anatomy, part)
     else:
-        signal = real_signal(model, _mixed_tissue(model.coherent, anatomy, part))
+        signal = _mixed_tissue(model.coherent, anatomy, part)
     # one sum instead of a test of every voxel: what is not finite stays so in it
-    if not bool(torch.isfinite(signal.sum(dtype=torch.float64))):
+    total = signal.sum() if signal.is_complex() else signal.sum(dtype=torch.float64)
+    if not bool(torch.isfinite(total)):
         raise InputError(
             "model: the signal of some voxel is not finite: its relaxation is faster than the pulses or the lock "
             "(short T2, REL_B1 near 0), or a field is far too large; narrow tissues or fields"

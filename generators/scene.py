@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from generators.acquisition import artefacts_of
 from generators.config import GeneratorConfig
 from generators.fitting import field_ranges, hidden_rows, missing_rows, needed_rows, of_field, replaced_rows
 from phantoms.base import Crop, Phantom, VolumePhantom
@@ -17,6 +19,7 @@ from phantoms.maps import Mixture
 from qsim.distributions import Distribution, Streams
 from qsim.errors import InputError
 from qsim.joint import correlate
+from qsim.kspace import Artefact
 from qsim.signals.base import CoherentModel
 from qsim.tissues import TissueTable, Variation
 
@@ -34,6 +37,7 @@ class Scene:
         fields: in their order.
         ranges: where the rows lie when each field begins.
         slice_axis: axis across which slices are cut.
+        artefacts: in their order, told the size of a voxel.
     """
 
     phantom: Phantom
@@ -44,6 +48,7 @@ class Scene:
     fields: tuple[Field, ...] = ()
     ranges: tuple[Ranges, ...] = ()
     slice_axis: int = 2
+    artefacts: tuple[Artefact[Any], ...] = ()
 
     @property
     def all_rows(self) -> tuple[str, ...]:
@@ -86,7 +91,16 @@ def _scene(canonical: str) -> Scene:
         fields=fields,
         ranges=ranges,
         slice_axis=config.slice_axis,
+        artefacts=artefacts_of(config, _patch_spacing(phantom, config)),
     )
+
+
+def _patch_spacing(phantom: Phantom, config: GeneratorConfig) -> tuple[float, ...]:
+    """Size of a voxel along the axes of a patch [mm]."""
+    spacing = tuple(float(size) for size in phantom.spacing_mm)
+    if len(config.patch) < len(spacing):
+        return spacing[: config.slice_axis] + spacing[config.slice_axis + 1 :]
+    return spacing
 
 
 def scene(config: GeneratorConfig) -> Scene:

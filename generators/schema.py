@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from generators.acquisition import severity_text
 from generators.config import GeneratorConfig
 from generators.sample import Samples, scene
 from qsim.kspace.noise import REFERENCE_SIGNAL
@@ -110,7 +111,18 @@ def array_specs(config: GeneratorConfig, origin_axes: int) -> tuple[ArraySpec, .
             "first voxel of the patch in the subject's volume",
         ),
     )
-    return rest if config.store == "maps" else (images, *rest)
+    # a store without artefacts is what it was before there were any
+    severity = ArraySpec(
+        "severity",
+        ("sample", "artefact"),
+        (len(config.artefact_list),),
+        "float32",
+        nan,
+        "by artefact: see `artefacts`",
+        "how strong each artefact is; 0 where it was left out",
+    )
+    arrays = (*rest, severity) if config.artefact_list else rest
+    return arrays if config.store == "maps" else (images, *arrays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +164,13 @@ class ParameterRow(Strict):
     name: str
     symbol: str
     unit: str
+
+
+class ArtefactRow(Strict):
+    """A column of `severity`."""
+
+    kind: str
+    severity: str
 
 
 class Versions(Strict):
@@ -198,6 +217,7 @@ class StoreAttributes(Strict):
     first_sample: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     targets: tuple[str, ...]
     times_s: tuple[float, ...]
+    artefacts: tuple[ArtefactRow, ...] = ()
     tissues: tuple[str, ...]
     spacing_mm: tuple[float, ...]
     table: str
@@ -257,6 +277,7 @@ def describe_store(config: GeneratorConfig, layout: Layout, first: Samples) -> S
         first_sample=fingerprint(first),
         targets=tuple(rows[row].name for row in config.target_rows),
         times_s=tuple(float(time) for time in model.times),
+        artefacts=tuple(ArtefactRow(kind=a.kind, severity=severity_text(a)) for a in world.artefacts),
         tissues=tuple(world.phantom.tissues),
         spacing_mm=tuple(float(size) for size in world.phantom.spacing_mm),
         table=world.table.name,

@@ -31,6 +31,7 @@ class StoredSamples:
         sigma: noise SD per real channel [units of A].
         subject: subject of the phantom.
         origin: first voxel of the patch in the subject's volume.
+        severity: of each artefact of the config; 0 where it was left out.
     """
 
     images: Float[Tensor, "b n *space"] | None
@@ -40,6 +41,7 @@ class StoredSamples:
     sigma: Float[Tensor, " b"]
     subject: Int[Tensor, " b"]
     origin: Int[Tensor, "b axis"]
+    severity: Float[Tensor, "b artefact"]
 
     def __len__(self) -> int:
         return int(self.sigma.shape[0])
@@ -156,7 +158,8 @@ class PatchStore:
     def _samples(self, fetched: dict[str, Shaped[np.ndarray, "..."]]) -> StoredSamples:
         tensors = {name: torch.from_numpy(np.ascontiguousarray(block)) for name, block in fetched.items()}
         images = tensors.pop("images", None)
-        return StoredSamples(images=None if images is None else images.float(), **tensors)
+        severity = tensors.pop("severity", torch.zeros(len(tensors["sigma"]), 0))
+        return StoredSamples(images=None if images is None else images.float(), severity=severity, **tensors)
 
 
 _REMEDY = "qsim verify names what is damaged, qsim generate with the same config makes it again"

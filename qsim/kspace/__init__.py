@@ -1,21 +1,42 @@
 """What the receiver does to the images: coils, noise, motion and artefacts, complex from end to end.
 
-from qsim.kspace import RFSpike, corrupt, magnitude
-corrupted = corrupt(images, [RFSpike(amplitude=(1, 10))], np.random.default_rng(1))
+    from qsim.kspace import RFSpike, corrupt, magnitude
+    corrupted = corrupt(images, [RFSpike(amplitude=(1, 10))], np.random.default_rng(1))
+    seen = magnitude(corrupted.images)
+
+One page with pictures of all of them: docs/artefacts.md.
 """
 
 from qsim.kspace.artefacts.base import Artefact, Drawn, Stage
+from qsim.kspace.artefacts.bias_field import BiasField
+from qsim.kspace.artefacts.distortion import Distortion
+from qsim.kspace.artefacts.ghosting import Ghosting
+from qsim.kspace.artefacts.gibbs import Gibbs
+from qsim.kspace.artefacts.k_space_noise import KSpaceNoise
+from qsim.kspace.artefacts.low_pass import LowPass
+from qsim.kspace.artefacts.partial_fourier import PartialFourier
 from qsim.kspace.artefacts.spike import RFSpike
-from qsim.kspace.chain import Corrupted, apply_chain, as_records, corrupt, draw_chain
+from qsim.kspace.artefacts.wraparound import Wraparound
+from qsim.kspace.artefacts.zipper import Zipper
+from qsim.kspace.chain import Corrupted, apply_chain, as_records, corrupt, draw_chain, with_spacing
 from qsim.kspace.fourier import magnitude, to_image, to_kspace
 
 __all__ = [
     "ARTEFACTS",
     "Artefact",
+    "BiasField",
     "Corrupted",
+    "Distortion",
     "Drawn",
+    "Ghosting",
+    "Gibbs",
+    "KSpaceNoise",
+    "LowPass",
+    "PartialFourier",
     "RFSpike",
     "Stage",
+    "Wraparound",
+    "Zipper",
     "apply_chain",
     "as_records",
     "corrupt",
@@ -23,7 +44,19 @@ __all__ = [
     "magnitude",
     "to_image",
     "to_kspace",
+    "with_spacing",
 ]
 
 # in the order of the scanner
-ARTEFACTS: tuple[type, ...] = (RFSpike,)
+ARTEFACTS: tuple[type, ...] = (
+    BiasField,
+    Distortion,
+    Ghosting,
+    RFSpike,
+    Zipper,
+    KSpaceNoise,
+    LowPass,
+    Gibbs,
+    Wraparound,
+    PartialFourier,
+)

@@ -12,6 +12,7 @@ each sample. Nothing outside artefacts sees this order.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Complex, Int
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from qsim.kspace.fourier import require_complex
 
-Json = bool | int | float | str | None | list["Json"] | dict[str, "Json"]
+# what json.dumps takes; the inside of lists and mappings is not spelt out
+Json = bool | int | float | str | None | list[Any] | dict[str, Any]
 
 
 def space_of(shape: tuple[int, ...], ndim: int | None) -> tuple[int, ...]:

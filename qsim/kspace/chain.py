@@ -65,10 +65,15 @@ def draw_chain(artefacts: Sequence[Artefact[Any]], shape: tuple[int, ...], rng: 
     """
     check_order(artefacts)
     drawn: list[Drawn | None] = []
-    for artefact, stage in zip(artefacts, stages(artefacts), strict=True):
+    for number, (artefact, stage) in enumerate(zip(artefacts, stages(artefacts), strict=True)):
         stream = rng(stage)
         happens = stream.random() < artefact.probability
-        drawn.append(artefact.draw(shape, stream) if happens else None)
+        try:
+            # drawn in any case: what cannot be on these images is refused by the first draw, not by a lucky one
+            chosen = artefact.draw(shape, stream)
+        except ValueError as error:
+            raise InputError(f"artefacts[{number}].{error}") from None
+        drawn.append(chosen if happens else None)
     return tuple(drawn)
 
 
@@ -93,11 +98,23 @@ def apply_chain(
         try:
             acquired = artefact.act(replace(acquired, facts={}), chosen)
         except ValueError as error:
-            raise InputError(f"artefacts[{number}] {artefact.kind}: {error}") from None
+            raise InputError(f"artefacts[{number}] ({artefact.kind}): {error}") from None
         facts.append(acquired.facts)
     severity = tuple(0.0 if chosen is None else float(chosen.severity) for chosen in drawn)
     result = images if acquired is None else acquired.images()
     return Corrupted(result, tuple(drawn), severity, tuple(facts))
+
+
+def with_spacing(artefact: Artefact[Any], spacing_mm: tuple[float, ...]) -> Artefact[Any]:
+    """The artefact, told the size of a voxel if it asks for it and was not told.
+
+    Args:
+        spacing_mm: along the axes of space; of them the last `ndim` where the artefact acts on fewer.
+    """
+    if getattr(artefact, "spacing_mm", ()) is not None:
+        return artefact
+    chosen = spacing_mm[-artefact.ndim :] if artefact.ndim else spacing_mm
+    return replace(artefact, spacing_mm=chosen)  # type: ignore[type-var]
 
 
 def stages(artefacts: Sequence[Artefact[Any]]) -> tuple[str, ...]:

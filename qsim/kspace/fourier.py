@@ -11,6 +11,7 @@ Measured k-space read from a file is brought to this order before anything else 
 """
 
 from collections.abc import Sequence
+from math import sqrt
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -38,9 +39,17 @@ def to_image(kspace: Complex[Tensor, "*s"], axes: Sequence[int]) -> Complex[Tens
 def magnitude(images: Complex[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """|m|: what is looked at. The last step, and never the real part.
 
-    Raises: ValueError if the images are not complex.
+    Off by at most a rounding of the largest value. Raises: ValueError if the images are not complex.
     """
     require_complex(images)
+    if images.device.type == "cpu" and not images.requires_grad:
+        images = images.resolve_conj()
+        low, high = torch.aminmax(torch.view_as_real(images))
+        limits = torch.finfo(low.dtype)
+        # where no square overflows, and what underflows is less than a rounding of the largest value
+        if sqrt(limits.tiny) / limits.eps < max(-float(low), float(high)) < sqrt(limits.max) / 2:
+            # twice as fast as `abs`
+            return images.real.square().addcmul_(images.imag, images.imag).sqrt_()
     return images.abs()
 
 

@@ -2,7 +2,8 @@
 
     K(k0) += A exp(i psi)    so    m(r) += A exp(i psi) / sqrt(N) exp(2 pi i k0 . (r - c) / N)
 
-A plane wave: stripes of period N / |k0| along each axis, |A| / sqrt(N) high everywhere. No transform is needed.
+A plane wave: stripes of period N / |k0| along each axis, |A| / sqrt(N) high everywhere. It is a product of one vector
+per axis, written in the domain in which the axis stands, so nothing is transformed for it.
 Source: Zhuo and Gullapalli 2006, doi:10.1148/rg.261055134; amplitudes of shaw2021 section 5.
 """
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from qsim.kspace.acquired import Acquired
 from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount
 from qsim.kspace.artefacts.base import Ndim, Stage, applied, check_common, check_count, check_space, drawn_for
+from qsim.kspace.fourier import magnitude
 from qsim.values import value
 
 
@@ -98,16 +100,19 @@ class RFSpike:
         if drawn.severity == 0:
             return acquired
         reference = _kspace_maximum(acquired)
-        images = acquired.brought(image=range(len(drawn.space)))
-        values = images.values.clone()
+        if reference == 0:
+            raise ValueError("amplitude: it counts in k-space maxima, and that of these images is 0 everywhere")
+        values = acquired.values if drawn.count is None else acquired.values.clone()
         for spike in drawn.spikes:
-            hit = values if spike.image is None else values[spike.image : spike.image + 1]
-            height = spike.amplitude * reference / sqrt(prod(drawn.space))
-            waves = [_wave(images, spike.k[a], a) for a in range(len(drawn.space))]
-            waves[0] = waves[0] * (height * complex(np.exp(1j * spike.phase)))
+            first, *others = (_wave(acquired, k, axis) for axis, k in enumerate(spike.k))
+            first = first * (spike.amplitude * reference * complex(np.exp(1j * spike.phase)))
             # all axes but x first: the last product is the only large one
-            hit.addcmul_(reduce(torch.mul, waves[:-1]), waves[-1])
-        return images.with_values(values).noting(kspace_maximum=reference)
+            rows, x = reduce(torch.mul, others[:-1], first), others[-1]
+            if spike.image is None:
+                values = torch.addcmul(values, rows, x)
+            else:
+                values[spike.image].addcmul_(rows, x)
+        return acquired.with_values(values).noting(kspace_maximum=reference)
 
     def apply(
         self, images: Complex[Tensor, "*lead_and_space"], drawn: RFSpikeDrawn
@@ -115,15 +120,29 @@ class RFSpike:
         return applied(self, images, drawn)
 
 
-def _wave(acquired: Acquired, k: int, axis: int) -> Tensor:
-    """exp(2 pi i k (r - c) / N) along an axis."""
+def _wave(acquired: Acquired, k: int, axis: int) -> Complex[Tensor, "*space"]:
+    """The part of one sample along an axis: exp(2 pi i k (r - c) / N) / sqrt(N), or its only sample in k-space."""
     n = acquired.space[axis]
+    if axis in acquired.in_kspace:
+        # the centre stands at voxel 0 in there, N // 2 voxels from that of the images
+        wave = torch.zeros(n, dtype=torch.complex128)
+        turn = torch.tensor(((-k * (n // 2)) % n) / n, dtype=torch.float64)
+        wave[k % n] = torch.exp(2j * pi * turn)
+        return acquired.along(wave, axis)
     # whole numbers modulo n: exact for any size
     turns = (k * (torch.arange(n) - n // 2)) % n
-    return acquired.along(torch.exp(2j * pi * turns.double() / n), axis)
+    return acquired.along(torch.exp(2j * pi * turns.double() / n) / sqrt(n), axis)
 
 
 def _kspace_maximum(acquired: Acquired) -> float:
-    """Largest magnitude in the k-space of the series."""
-    values = acquired.brought(kspace=range(len(acquired.space))).values
-    return float(values.abs().max())
+    """Largest magnitude in the k-space of the series.
+
+    |sum m exp(-i phi)| <= sum |m|: of images that are real and nowhere negative K(0) is the largest. The two halves of
+    the k-space of other real images are alike in magnitude.
+    """
+    values, dims = acquired.values.resolve_conj(), tuple(range(2, acquired.values.ndim))
+    if not acquired.in_kspace and int(torch.count_nonzero(values.imag)) == 0:
+        if float(torch.view_as_real(values).min()) >= 0:
+            return float(values.real.sum(dims, dtype=torch.float64).max()) / sqrt(prod(acquired.space))
+        return float(magnitude(torch.fft.rfftn(values.real, dim=dims, norm="ortho")).max())
+    return float(magnitude(acquired.brought(kspace=range(len(acquired.space))).values).max())

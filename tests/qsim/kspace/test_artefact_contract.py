@@ -8,7 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from qsim.kspace import ARTEFACTS, Artefact, RFSpike, corrupt
+from qsim.kspace import (
+    ARTEFACTS,
+    Artefact,
+    BiasField,
+    Distortion,
+    Ghosting,
+    Gibbs,
+    KSpaceNoise,
+    LowPass,
+    PartialFourier,
+    RFSpike,
+    Wraparound,
+    Zipper,
+    corrupt,
+)
 from qsim.kspace.artefacts.base import as_json
 from tests.qsim.kspace.oracle import random_images
 
@@ -22,7 +36,18 @@ class Case:
 
 
 CASES = {
+    "bias_field": Case(BiasField(strength=(0.1, 0.4)), BiasField(strength=0)),
+    "distortion": Case(
+        Distortion(delta_b0=(20, 60), bandwidth=20, te=0.01), Distortion(delta_b0=0, bandwidth=20, te=0.01)
+    ),
+    "ghosting": Case(Ghosting(phase=(0.1, 0.5), amplitude=0.2), Ghosting(phase=0)),
+    "gibbs": Case(Gibbs(kept=(0.3, 0.7)), Gibbs(kept=1, support="ellipse")),
+    "k_space_noise": Case(KSpaceNoise(snr_db=(-10, 20)), KSpaceNoise(sigma=0)),
+    "low_pass": Case(LowPass(factor=(2, 4)), LowPass(factor=1)),
+    "partial_fourier": Case(PartialFourier(fraction=(0.55, 0.8), reconstruction="pocs"), PartialFourier(fraction=1)),
     "rf_spike": Case(RFSpike(amplitude=(0.5, 2)), RFSpike(amplitude=0)),
+    "wraparound": Case(Wraparound(strength=(0.3, 0.9)), Wraparound(strength=0)),
+    "zipper": Case(Zipper(amplitude=(0.1, 0.5)), Zipper(amplitude=0)),
 }
 SHAPES = [(3, 16, 15), (2, 6, 9, 8)]
 
