@@ -181,8 +181,8 @@ def corrupt(
     as_json: AsJson = False,
 ) -> None:
     """Put artefacts on an image, a series or k-space; beside it goes a JSON of all that was drawn, and a picture."""
-    from generators.corrupt import Job, corrupt_file
-    from generators.corrupt_config import CorruptConfig
+    from generators.corrupt import corrupt_file
+    from generators.corrupt_config import CorruptConfig, Job
     from generators.reading import read_config
 
     chosen = read_config(config, CorruptConfig)

@@ -15,6 +15,8 @@ from phantoms.fields import FIELDS
 from phantoms.geometry import SHAPES
 from qsim.distributions import DISTRIBUTIONS
 from qsim.errors import InputError
+from qsim.kspace import ARTEFACTS
+from qsim.kspace.motion.trajectory import TRAJECTORIES
 from qsim.kspace.noise import NOISES
 from qsim.signals import MODELS, PREPARATIONS, READOUTS, SampledProfile, ShapedProfile
 from qsim.tissues import TISSUE_TABLES
@@ -35,6 +37,7 @@ _TRIED: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("kind", PREPARATIONS),
     ("kind", READOUTS),
     ("kind", (SampledProfile, ShapedProfile)),
+    ("kind", TRAJECTORIES),
 )
 # class of a member: that key, its value, the values of all members
 _PLAIN_UNIONS = {
@@ -44,7 +47,17 @@ _PLAIN_UNIONS = {
 }
 _DISTRIBUTION_NAMES = tuple(_default(cls, "kind") for cls in DISTRIBUTIONS)
 # unions that pydantic tells apart by their kind, by the key that holds one
-_REGISTRIES = {"phantom": PHANTOMS, "tissues": TISSUE_TABLES, "model": MODELS, "noise": NOISES, "fields": FIELDS}
+_REGISTRIES = {
+    "phantom": PHANTOMS,
+    "tissues": TISSUE_TABLES,
+    "model": MODELS,
+    "noise": NOISES,
+    "fields": FIELDS,
+    "artefacts": ARTEFACTS,
+}
+# members of a union of plain values, as a sentence says them
+_PLAIN = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
+_SEVERAL = "tuple["
 
 
 def read_config(path: Path, kind: type[Config]) -> Config:
@@ -110,15 +123,74 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def describe(error: ValidationError, mapping: Mapping[str, Any], root: type[BaseModel]) -> list[str]:
     """One line per mistake: the path of the field as the user wrote it, what came, what was wanted."""
     lines: dict[str, None] = {}
-    mistakes = error.errors(include_url=False)
+    everything = error.errors(include_url=False)
+    mistakes, sentences = _of_amounts(everything, mapping)
+    lines.update(dict.fromkeys(sentences))
     for mistake in mistakes:
-        if mistake["type"] == "too_short" and mistake["input"] and _has_wrong_items(mistake, mistakes):
+        if mistake["type"] == "too_short" and mistake["input"] and _has_wrong_items(mistake, everything):
             # pydantic counts the items that were right
             continue
         here, path = _locate(mistake["loc"], mapping, mistake["type"])
         if path is not None:
             lines[_sentence(path, here, mistake, root)] = None
     return [*lines, *_not_offered(mistakes, mapping)]
+
+
+def _of_amounts(mistakes: Sequence[ErrorDetails], mapping: Mapping[str, Any]) -> tuple[list[ErrorDetails], list[str]]:
+    """One sentence for each value that may be a number, a pair or a distribution: every alternative complains of it.
+
+    A mapping is meant as a distribution, whose own mistakes are kept.
+    """
+    at: dict[tuple[int | str, ...], list[str]] = {}
+    for mistake in mistakes:
+        for depth, step in enumerate(mistake["loc"]):
+            if str(step) in _PLAIN or str(step).startswith(_SEVERAL):
+                at.setdefault(mistake["loc"][:depth], []).append(str(step))
+    kept, sentences = [], []
+    for mistake in mistakes:
+        above = next((place for place in at if mistake["loc"][: len(place)] == place), None)
+        if above is None:
+            kept.append(mistake)
+            continue
+        given = _given(above, mapping)
+        member = mistake["loc"][len(above)]
+        if isinstance(given, dict) and member in _PLAIN_UNIONS:
+            kept.append(mistake)
+        elif not isinstance(given, dict) or not _mixed(above, mistakes):
+            _, path = _locate(above, mapping, "")
+            sentences.append(f"{path}: got {_short(given)}, wanted {_alternatives(at[above], _mixed(above, mistakes))}")
+    return kept, sentences
+
+
+def _given(place: tuple[int | str, ...], mapping: Mapping[str, Any]) -> Any:
+    """What the user wrote at a place that pydantic names, union tags left out."""
+    here: Any = mapping
+    for step in place:
+        known = isinstance(here, dict) and step in here
+        if known or (isinstance(here, list | tuple) and isinstance(step, int) and step < len(here)):
+            here = here[step]
+    return here
+
+
+def _mixed(place: tuple[int | str, ...], mistakes: Sequence[ErrorDetails]) -> bool:
+    """Whether a distribution could stand there, too."""
+    depth = len(place)
+    return any(
+        len(one["loc"]) > depth and one["loc"][:depth] == place and str(one["loc"][depth]) in _PLAIN_UNIONS
+        for one in mistakes
+    )
+
+
+def _alternatives(members: Sequence[str], mixed: bool) -> str:
+    """The members of such a union in words."""
+    plain = [name for name in dict.fromkeys(members) if name in _PLAIN]
+    # every whole number is a number
+    said = [_PLAIN[name] for name in plain if not (name == "int" and "float" in plain)]
+    if any(name.startswith(_SEVERAL) and "..." not in name for name in members):
+        said.append("a pair [low, high]")
+    elif any(name.startswith(_SEVERAL) for name in members):
+        said.append("a list of them")
+    return _either([*said, *(["a distribution {kind: ...}"] if mixed else [])])
 
 
 def _has_wrong_items(of: ErrorDetails, mistakes: Sequence[ErrorDetails]) -> bool:
@@ -191,8 +263,8 @@ def _sentence(path: str, here: Any, mistake: ErrorDetails, root: type[BaseModel]
             # the message names the field itself
             return path.removesuffix(name) + text
         return f"{path}.{text}"
-    if kind == "too_long" and path == "artefacts":
-        return f"{path}: none are available in this version; leave the key out"
+    if kind == "too_short" and path == "artefacts":
+        return f"{path}: empty; name at least one"
     return f"{path}: {message[0].lower()}{message[1:]}, got {_short(given)}"
 
 
@@ -234,7 +306,10 @@ def _closest(path: str, here: Any, root: type[BaseModel]) -> str:
     known = list(root.model_fields)
     if "." in path:
         given = here if isinstance(here, dict) else {}
-        kinds = (*PHANTOMS, *TISSUE_TABLES, *MODELS, *NOISES, *FIELDS, *(cls for _, group in _TRIED for cls in group))
+        kinds = (
+            *(cls for group in _REGISTRIES.values() for cls in group),
+            *(cls for _, group in _TRIED for cls in group),
+        )
         chosen = [
             cls for cls in kinds for key in ("kind", "shape") if key in given and _says(cls, key, str(given[key]), path)
         ]

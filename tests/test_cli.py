@@ -33,7 +33,7 @@ def test_help_imports_nothing_heavy():
 def test_help_names_every_command():
     done = qsim("--help")
     assert done.returncode == 0
-    for command in ("generate", "inspect", "verify", "train", "study", "bound", "phantom", "list", "schema"):
+    for command in ("generate", "inspect", "verify", "train", "study", "bound", "corrupt", "phantom", "list", "schema"):
         assert command in done.stdout
 
 
@@ -70,6 +70,8 @@ def test_list_and_schema():
     assert {"mni", "brainweb", "geometry"} == set(listed["phantoms"])
     assert {"least-squares", "shared-b"} <= set(listed["estimators"])
     assert {"rim", "resnet"} <= set(listed["networks"])
+    assert {"rf_spike", "k_space_noise"} <= set(listed["artefacts"])
     schema = json.loads(qsim("schema", "generate").stdout)
     assert "ti" in json.dumps(schema["$defs"]["InversionRecovery"])
+    assert set(json.loads(qsim("schema", "artefacts").stdout)["properties"]) == {"artefacts", "seed"}
     assert set(json.loads(qsim("schema", "study").stdout)["properties"]) >= {"data", "estimators", "snr", "repeats"}

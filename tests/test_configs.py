@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from generators.config import GeneratorConfig
+from generators.corrupt_config import CorruptConfig
 from generators.reading import read_config
 from trainers.config import TrainConfig
 from trainers.studies.evaluate import StudyConfig
@@ -12,7 +13,7 @@ from trainers.studies.registry import read_study
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-KINDS = {"generate": GeneratorConfig, "train": TrainConfig}
+KINDS = {"generate": GeneratorConfig, "train": TrainConfig, "corrupt": CorruptConfig}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

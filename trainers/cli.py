@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from generators.cli import bound, generate, inspect, verify
+from generators.cli import bound, corrupt, generate, inspect, verify
 from phantoms.cli import phantom
 from qsim import __version__
 from qsim.errors import InputError
@@ -52,6 +52,7 @@ class Schema(StrEnum):
     GENERATE = "generate"
     TRAIN = "train"
     STUDY = "study"
+    ARTEFACTS = "artefacts"
 
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file.", show_default=False)]
@@ -129,6 +130,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspect,
     "verify": verify,
     "bound": bound,
+    "corrupt": corrupt,
     "train": train,
     "study": study,
     "phantom": phantom,

@@ -5,18 +5,20 @@ from typing import Any
 from pydantic import BaseModel
 
 from generators.config import GeneratorConfig
+from generators.corrupt_config import CorruptConfig
 from phantoms import PHANTOMS
 from qsim.estimators import ESTIMATORS, installed, method_options
+from qsim.kspace import ARTEFACTS
 from qsim.signals import MODELS
 from trainers.config import TrainConfig
 from trainers.networks import NETWORKS
 from trainers.studies.registry import STUDIES, study_schema
 
-_CONFIGS: dict[str, type[BaseModel]] = {"generate": GeneratorConfig, "train": TrainConfig}
+_CONFIGS: dict[str, type[BaseModel]] = {"generate": GeneratorConfig, "train": TrainConfig, "artefacts": CorruptConfig}
 
 
 def config_schema(name: str) -> dict[str, Any]:
-    """JSON Schema of the config `generate`, `train` or `study`, the last of every kind."""
+    """JSON Schema of the config `generate`, `train`, `artefacts` or `study`, the last of every kind."""
     return study_schema() if name == "study" else _CONFIGS[name].model_json_schema()
 
 
@@ -25,7 +27,7 @@ def registries() -> dict[str, dict[str, str]]:
     return {
         "models": {_kind(cls): _first_line(cls) for cls in MODELS},
         "phantoms": {_kind(cls): _first_line(cls) for cls in PHANTOMS},
-        "artefacts": {},
+        "artefacts": {_kind(cls): _first_line(cls) for cls in ARTEFACTS},
         "estimators": {
             **{name: _with_options(name) for name in ESTIMATORS},
             **{name: f"installed: {where}" for name, where in installed().items()},
