@@ -20,21 +20,29 @@ from qsim.kspace.artefacts.wraparound import Wraparound
 from qsim.kspace.artefacts.zipper import Zipper
 from qsim.kspace.chain import Corrupted, apply_chain, as_records, corrupt, draw_chain, with_spacing
 from qsim.kspace.fourier import magnitude, to_image, to_kspace
+from qsim.kspace.motion.motion import Motion
+from qsim.kspace.motion.trajectory import Breathing, Drift, RandomWalk, Recorded, Sudden
 
 __all__ = [
     "ARTEFACTS",
     "Artefact",
     "BiasField",
+    "Breathing",
     "Corrupted",
     "Distortion",
     "Drawn",
+    "Drift",
     "Ghosting",
     "Gibbs",
     "KSpaceNoise",
     "LowPass",
+    "Motion",
     "PartialFourier",
     "RFSpike",
+    "RandomWalk",
+    "Recorded",
     "Stage",
+    "Sudden",
     "Wraparound",
     "Zipper",
     "apply_chain",
@@ -49,6 +57,7 @@ __all__ = [
 
 # in the order of the scanner
 ARTEFACTS: tuple[type, ...] = (
+    Motion,
     BiasField,
     Distortion,
     Ghosting,
