@@ -59,3 +59,20 @@ def test_the_page_shows_the_example_as_it_is():
     code = [line for line in lines if not line.strip().startswith('"""')]
     # the blank line behind a docstring goes with it
     assert [line for line in shown if line] == [line for line in code if line]
+
+
+def test_artefacts_while_training():
+    done = subprocess.run(
+        [sys.executable, "augment_dataset.py"],
+        cwd=ROOT / "examples",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5
+    assert len(set(lines)) == 5, "an epoch repeats another"
+    assert lines[-1].startswith("TorchIO: (1, 32, 30, 28), severity [")

@@ -55,6 +55,21 @@ def composite(
     return result
 
 
+def shifted_lines(
+    kspace: Complex[Tensor, "c *space"], shifts: Float[np.ndarray, "*lines d"], encoded: tuple[int, ...]
+) -> Complex[Tensor, "c *space"]:
+    """K(k) exp(-2 pi i k . d(line k) / N): what `composite` makes of poses that do not turn, from the spectrum itself.
+
+    Args:
+        kspace: k = 0 first on every axis.
+        shifts: translation during each line, lines from one end of the centred spectrum to the other [voxels].
+        encoded: axes of space that the lines number, from 0.
+    """
+    result = kspace.clone()
+    _shift_lines(result, np.fft.ifftshift(shifts, tuple(range(shifts.ndim - 1))), encoded)
+    return result
+
+
 def moved(values: Complex[Tensor, "c *space"], pose: Float[np.ndarray, "d1 d1"]) -> Complex[Tensor, "c *space"]:
     """An image in one pose, about its centre voxel [voxels]."""
     lines = np.zeros(values.shape[1], dtype=np.int64)

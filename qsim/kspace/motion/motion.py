@@ -31,10 +31,11 @@ from qsim.kspace.artefacts.base import (
     check_space,
     drawn_for,
 )
-from qsim.kspace.motion.composite import composite
+from qsim.kspace.motion.composite import composite, shifted_lines
 from qsim.kspace.motion.findings import columns, noted, residual_shifts
 from qsim.kspace.motion.paths import AnyPath
 from qsim.kspace.motion.pose import in_voxels
+from qsim.kspace.motion.rigid import is_identity
 from qsim.kspace.motion.sampled import Sampled
 from qsim.kspace.motion.sharing import shared_poses
 from qsim.kspace.motion.spectrum import generic_energies, line_energies
@@ -193,11 +194,12 @@ class Motion:
         before = acquired.brought(image=every)
         if len(seen) == 1:
             # all images move alike: as channels of one
-            together = before.values.flatten(0, 1)
-            poses = [self._composite(together, seen[0], encoded)]
+            together, spectra = before.values.flatten(0, 1), still.values.flatten(0, 1)
+            poses = [self._composite(together, spectra, seen[0], encoded)]
             values = poses[0].values.unflatten(0, before.values.shape[:2])
         else:
-            poses = [self._composite(image, own, encoded) for image, own in zip(before.values, seen, strict=True)]
+            each_image = zip(before.values, still.values, seen, strict=True)
+            poses = [self._composite(image, spectrum, own, encoded) for image, spectrum, own in each_image]
             values = torch.stack([each.values for each in poses])
         after = replace(before, values=values, in_kspace=frozenset(every))
         return after.noting(
@@ -306,14 +308,22 @@ class Motion:
         edges = self.spacing_mm or (1.0,) * len(drawn.space)
         return sqrt(sum(each.mean_square(drawn.space, edges, weights) for each in seen) / len(seen))
 
-    def _composite(self, values: Complex[Tensor, "c *space"], seen: Sampled, encoded: tuple[int, ...]) -> "_Composed":
+    def _composite(
+        self,
+        values: Complex[Tensor, "c *space"],
+        spectrum: Complex[Tensor, "c *space"],
+        seen: Sampled,
+        encoded: tuple[int, ...],
+    ) -> "_Composed":
         poses, of_line = in_voxels(seen.poses, self.spacing_mm), seen.pose_of_line[0]
         d = poses.shape[-1] - 1
         chosen, stands, error = shared_poses(poses[:, :d, :d], tuple(values.shape[1:]), self.rotation_tolerance)
+        shifts = poses[of_line][..., :d, d]
+        if len(chosen) == 1 and is_identity(poses[chosen[0], :d, :d]):
+            return _Composed(shifted_lines(spectrum, shifts, encoded), 0, error)
         turns = np.broadcast_to(np.eye(d + 1), (len(chosen), d + 1, d + 1)).copy()
         turns[:, :d, :d] = poses[chosen, :d, :d]
-        kspace = composite(values, turns, stands[of_line], encoded, poses[of_line][..., :d, d])
-        return _Composed(kspace, len(chosen), error)
+        return _Composed(composite(values, turns, stands[of_line], encoded, shifts), len(chosen), error)
 
 
 @dataclass(frozen=True, slots=True)
