@@ -19,6 +19,7 @@ from qsim.distributions import Streams
 from qsim.kspace.acquired import Json
 from qsim.kspace.artefacts.base import Artefact, Drawn, Stage
 from qsim.kspace.chain import apply_chain, as_records, draw_chain, with_spacing
+from qsim.kspace.fourier import magnitude
 from qsim.kspace.noise import Noise, coils_of
 
 
@@ -75,7 +76,7 @@ def acquire(
         coils = [_noisy(images if c == 0 else None, sigma, generator, images) for c in range(max(coils_of(noise), 1))]
         coils = [_through(coil, after) for coil in coils]
         return _seen(noise, coils), severity_of(drawn)
-    clean = _through(images, after).abs()
+    clean = magnitude(_through(images, after))
     return clean.add_(torch.empty_like(clean).normal_(generator=generator), alpha=sigma), severity_of(drawn)
 
 
@@ -84,7 +85,7 @@ def without_noise(
 ) -> Float[Tensor, "n *space"]:
     """The signal after its artefacts, for those who add white noise to the images: modulus, or real part if signed."""
     images = apply_chain(signal.to(torch.complex64), artefacts, drawn).images
-    return images.real.clone() if signed else images.abs()
+    return images.real.clone() if signed else magnitude(images)
 
 
 Chosen = Sequence[tuple[Artefact[Any], Drawn]]
@@ -117,8 +118,8 @@ def _seen(noise: Noise, coils: Sequence[Tensor]) -> Tensor:
     if noise.signed:
         return coils[0].real.clone()
     if len(coils) == 1:
-        return coils[0].abs()
-    return torch.stack([coil.abs().square_() for coil in coils]).sum(0).sqrt_()
+        return magnitude(coils[0])
+    return torch.stack([magnitude(coil).square_() for coil in coils]).sum(0).sqrt_()
 
 
 def severity_text(artefact: Artefact[Any]) -> str:

@@ -72,7 +72,8 @@ class Acquired:
         space = space_of(tuple(images.shape), ndim)
         lead = tuple(images.shape[: images.ndim - len(space)])
         count = lead[0] if lead else 1
-        return cls(images.reshape(count, prod(lead[1:]), *space), lead=lead)
+        # one layout in memory, so that the last bits do not depend on that of the images
+        return cls(images.contiguous().reshape(count, prod(lead[1:]), *space), lead=lead)
 
     @property
     def space(self) -> tuple[int, ...]:

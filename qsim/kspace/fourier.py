@@ -11,8 +11,8 @@ Measured k-space read from a file is brought to this order before anything else 
 """
 
 from collections.abc import Sequence
-from math import sqrt
 
+import numpy as np
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
@@ -39,17 +39,12 @@ def to_image(kspace: Complex[Tensor, "*s"], axes: Sequence[int]) -> Complex[Tens
 def magnitude(images: Complex[Tensor, "*s"]) -> Float[Tensor, "*s"]:
     """|m|: what is looked at. The last step, and never the real part.
 
-    Off by at most a rounding of the largest value. Raises: ValueError if the images are not complex.
+    Raises: ValueError if the images are not complex.
     """
     require_complex(images)
     if images.device.type == "cpu" and not images.requires_grad:
-        images = images.resolve_conj()
-        low, high = torch.aminmax(torch.view_as_real(images))
-        limits = torch.finfo(low.dtype)
-        # where no square overflows, and what underflows is less than a rounding of the largest value
-        if sqrt(limits.tiny) / limits.eps < max(-float(low), float(high)) < sqrt(limits.max) / 2:
-            # twice as fast as `abs`
-            return images.real.square().addcmul_(images.imag, images.imag).sqrt_()
+        # the same number to a rounding, several times as fast as torch's where the processor has wide vectors
+        return torch.from_numpy(np.asarray(np.abs(images.resolve_conj().resolve_neg().numpy())))
     return images.abs()
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from qsim.kspace.acquired import Acquired, line_order
 from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount
 from qsim.kspace.artefacts.base import Ndim, Stage, applied, check_common, check_space, drawn_for
-from qsim.kspace.artefacts.sampling import centre, drawn_axis, outer, weighted
+from qsim.kspace.artefacts.sampling import along_axes, centre, drawn_axis, weighted
 from qsim.values import value
 
 Pattern = Literal["n_over_2", "periodic"]
@@ -132,7 +132,7 @@ class Ghosting:
             return acquired
         n = drawn.space[drawn.axis]
         factors = modulation(n, drawn.phase, drawn.amplitude, drawn.period, drawn.start, drawn.intact)
-        return weighted(acquired, [drawn.axis], outer(acquired, {drawn.axis: factors}))
+        return weighted(acquired, [drawn.axis], along_axes(acquired, {drawn.axis: factors}))
 
     def apply(
         self, images: Complex[Tensor, "*lead_and_space"], drawn: GhostingDrawn

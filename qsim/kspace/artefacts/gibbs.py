@@ -27,7 +27,7 @@ from torch import Tensor
 from qsim.kspace.acquired import Acquired, line_order
 from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount, reach
 from qsim.kspace.artefacts.base import Ndim, Stage, applied, check_common, check_space, drawn_for
-from qsim.kspace.artefacts.sampling import ROUNDING, band, half_width, lines_with, outer, weighted
+from qsim.kspace.artefacts.sampling import ROUNDING, along_axes, band, half_width, lines_with, weighted
 from qsim.values import value
 
 Support = Literal["box", "ellipse"]
@@ -97,9 +97,9 @@ class Gibbs:
             return acquired.with_values(boxed(acquired.values, half_widths))
         if self.support == "ellipse":
             inside = ellipse(drawn.space, drawn.kept, acquired.values.device)
-            return weighted(acquired, axes, inside.to(acquired.values.real.dtype))
+            return weighted(acquired, axes, [inside.to(acquired.values.real.dtype)])
         boxes = {a: lines_with(n, band(n, half_widths[a]), 1, 0) for a, n in enumerate(drawn.space)}
-        return weighted(acquired, axes, outer(acquired, boxes))
+        return weighted(acquired, axes, along_axes(acquired, boxes))
 
     def apply(
         self, images: Complex[Tensor, "*lead_and_space"], drawn: GibbsDrawn

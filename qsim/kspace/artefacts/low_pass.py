@@ -20,7 +20,7 @@ from torch import Tensor
 from qsim.kspace.acquired import Acquired, Json
 from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount
 from qsim.kspace.artefacts.base import Ndim, Stage, applied, check_axis, check_common, check_space, drawn_for
-from qsim.kspace.artefacts.sampling import band, half_width, lines_with, outer, weighted
+from qsim.kspace.artefacts.sampling import along_axes, band, half_width, lines_with, weighted
 from qsim.values import value
 
 Window = Literal["box", "hamming"]
@@ -116,7 +116,7 @@ class LowPass:
         noted = acquired.noting(factors=factors_of(drawn))
         if drawn.severity == 0:
             return noted
-        return weighted(noted, drawn.axes, outer(noted, weights))
+        return weighted(noted, drawn.axes, along_axes(noted, weights))
 
     def apply(
         self, images: Complex[Tensor, "*lead_and_space"], drawn: LowPassDrawn

@@ -126,17 +126,17 @@ class PartialFourier:
         n, axis = drawn.space[drawn.axis], drawn.axis
         measured = acquired.along(lines_with(n, drawn.lines, 0, 1), axis)
         if self.reconstruction == "zero_filled":
-            return weighted(acquired, [axis], measured)
+            return weighted(acquired, [axis], [measured])
         others = set(range(len(drawn.space))) - {axis}
         there = acquired.brought(kspace=[axis], image=others)
         if self.reconstruction == "conjugate":
             return there.with_values(_mirrored(there.values, drawn))
         turned = _phase(there, drawn)
         if self.reconstruction == "homodyne":
-            doubled = weighted(there, [axis], there.along(homodyne_weights(drawn), axis)).brought(image=[axis])
+            doubled = weighted(there, [axis], [there.along(homodyne_weights(drawn), axis)]).brought(image=[axis])
             return doubled.with_values(_real_about(doubled.values, turned))
         data = there.values
-        current = weighted(there, [axis], measured)
+        current = weighted(there, [axis], [measured])
         lines = torch.tensor(drawn.lines, device=data.device) % n
         for _ in range(self.iterations):
             image = current.brought(image=[axis])

@@ -5,8 +5,7 @@ The severity of every artefact of the stage SAMPLING is the share of k-space tha
 In 3D a line of the axis is the whole plane of samples with that k.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from functools import reduce
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import floor
 
 import numpy as np
@@ -57,15 +56,22 @@ def lines_with(n: int, lines: Iterable[int], value: float | int, rest: float | i
     return weights
 
 
-def outer(acquired: Acquired, weights: Mapping[int, Tensor]) -> Tensor:
-    """The product of weights along axes, to be broadcast over the values."""
-    return reduce(torch.mul, [acquired.along(w, axis) for axis, w in sorted(weights.items())])
+def along_axes(acquired: Acquired, weights: Mapping[int, Tensor]) -> list[Tensor]:
+    """Weights along axes, each to be broadcast over the values."""
+    return [acquired.along(w, axis) for axis, w in sorted(weights.items())]
 
 
-def weighted(acquired: Acquired, axes: Collection[int], weights: Inexact[Tensor, "..."]) -> Acquired:
-    """Samples times weights, in the k-space of some axes."""
+def weighted(acquired: Acquired, axes: Collection[int], factors: Sequence[Inexact[Tensor, "..."]]) -> Acquired:
+    """Samples times factors, in the k-space of some axes.
+
+    One factor after the other: their product over all axes would be as large as the image, and slow where the
+    transforms have left the axes in another order in memory.
+    """
     there = acquired.brought(kspace=axes)
-    if there.values is acquired.values:
-        return there.with_values(there.values * weights)
-    # the transform is a tensor of its own
-    return there.with_values(there.values.mul_(weights))
+    first, *others = factors
+    # a transform is a tensor of its own, to be changed in place
+    own = there.values is not acquired.values
+    values = there.values.mul_(first) if own else there.values * first
+    for factor in others:
+        values = values.mul_(factor)
+    return there.with_values(values)

@@ -22,7 +22,7 @@ from torch import Tensor
 from qsim.kspace.acquired import Acquired
 from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount, reach
 from qsim.kspace.artefacts.base import Ndim, Stage, applied, check_common, check_space, drawn_for
-from qsim.kspace.artefacts.sampling import centre, drawn_axis, lines_with, outer, weighted
+from qsim.kspace.artefacts.sampling import along_axes, centre, drawn_axis, lines_with, weighted
 from qsim.kspace.fourier import line_numbers
 from qsim.values import value
 
@@ -147,7 +147,7 @@ class Wraparound:
         if drawn.severity == 0:
             return acquired
         weights = lines_with(drawn.space[drawn.axis], drawn.removed, 1 - drawn.strength, 1)
-        return weighted(acquired, [drawn.axis], outer(acquired, {drawn.axis: weights}))
+        return weighted(acquired, [drawn.axis], along_axes(acquired, {drawn.axis: weights}))
 
     def apply(
         self, images: Complex[Tensor, "*lead_and_space"], drawn: WraparoundDrawn
