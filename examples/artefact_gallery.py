@@ -15,7 +15,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from cmcrameri import cm
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from phantoms.base import as_fractions
@@ -202,7 +205,9 @@ def paint(picture: Picture, path: Path) -> None:
     height, width = tiles[0].shape
     rows = {"nothing": 0, "trajectory": 110}.get(picture.below, height)
     gap, head, side = 8, 40, 10
-    total = (4 * width + 3 * gap + 2 * side, head + height + (rows + gap if rows else 0) + side)
+    # right of the images: colour bars
+    right = side + 4 * (width + gap)
+    total = (right + 56, head + height + (rows + gap if rows else 0) + side)
     figure = Figure(figsize=(total[0] / 100, total[1] / 100), dpi=100, facecolor="white")
     for number, ((drawn, images), tile) in enumerate(zip(columns, tiles, strict=True)):
         left = side + number * (width + gap)
@@ -212,7 +217,36 @@ def paint(picture: Picture, path: Path) -> None:
         _title(figure, picture, number, drawn, left, total)
         if rows:
             _below(figure, picture, number, drawn, images, (left, head + height + gap, width, rows), total)
+    _bar(figure, "gray", (0, WHITE), "units of A", (right, head, 8, height), total)
+    scale = _scale(picture)
+    if scale is not None:
+        _bar(figure, *scale, (right, head + height + gap, 8, rows), total)
     _save(figure, path)
+
+
+def _scale(picture: Picture) -> tuple[Any, tuple[float, float], str] | None:
+    """Colours, ends and unit of the second row."""
+    if picture.below in ("nothing", "trajectory"):
+        return None
+    if picture.below == "difference":
+        return cm.vik, (-DIFFERENCE, DIFFERENCE), "change, units of A"
+    if picture.below == "field":
+        _, reach = _field(picture, 0, None, brain()[0])
+        unit = "Hz" if isinstance(picture.strengths[-1][1], Distortion) else "ln of the field"
+        return cm.vik, (-reach, reach), unit
+    return cm.batlow, (-DECADES, 0), "log10 of |K| / max"
+
+
+def _bar(
+    figure: Figure, colours: Any, ends: tuple[float, float], unit: str, box: tuple[int, ...], total: tuple[int, int]
+) -> None:
+    axes = figure.add_axes(_place(*box, total))
+    bar = figure.colorbar(ScalarMappable(Normalize(*ends), colours), cax=axes)
+    bar.outline.set_visible(False)
+    bar.locator = MaxNLocator(4)
+    bar.update_ticks()
+    axes.tick_params(labelsize=6.5, length=2, colors="#555555", pad=1)
+    bar.set_label(unit, fontsize=6.5, color="#555555", labelpad=1)
 
 
 def _cuts(image: torch.Tensor) -> np.ndarray:

@@ -10,7 +10,7 @@ Source: Shaw et al., PMC7116018 (composite of poses); Ehman and Felmlee 1989, do
 (a translation is a ramp).
 """
 
-from math import ceil, pi, sqrt
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,8 +19,11 @@ from torch import Tensor
 
 from qsim.kspace.fourier import require_complex
 from qsim.kspace.motion.affine import Splines
-from qsim.kspace.motion.lines import Lines, powers, spectrum_into
+from qsim.kspace.motion.lines import Lines, powers, slabs, spectrum_into, wave
 from qsim.kspace.motion.rigid import Rotations, is_identity, is_rigid, shears_of
+
+# so many lines for each distance along the readout, and waves are computed for each distance, not for each line [1]
+_FEW = 4
 
 
 def composite(
@@ -144,11 +147,7 @@ def _turned(values: Tensor, turns: list[np.ndarray], turn_of_line: np.ndarray, e
 
 
 def _shift_lines(kspace: Tensor, distances: np.ndarray, encoded: tuple[int, ...]) -> None:
-    """Multiply lines by exp(-2 pi i k . d / N), in place.
-
-    Along an axis that is read within a line, k = 0, 1, ... is split, k = L q + l: two small tables of powers, and one
-    product of them, instead of an exponential for every sample.
-    """
+    """Multiply lines by exp(-2 pi i k . d / N), in place, part by part: the factors of a part stay in the cache."""
     if not distances.any():
         return
     space = tuple(kspace.shape[1:])
@@ -158,35 +157,60 @@ def _shift_lines(kspace: Tensor, distances: np.ndarray, encoded: tuple[int, ...]
         n = space[axis]
         k = np.fft.ifftshift(np.arange(n) - n // 2).reshape([-1 if o == place else 1 for o in range(len(lines))])
         phase -= k * distances[..., axis] / n
+    # [turns]
+    turns = torch.from_numpy(phase)
     others = [axis for axis in range(len(space)) if axis not in encoded]
     read = [axis for axis in others if distances[..., axis].any()]
+    waves = [_Waves.of(-distances[..., axis] / space[axis], space[axis], kspace) for axis in read]
     view = kspace.movedim(tuple(axis + 1 for axis in encoded), tuple(1 + place for place in range(len(lines))))
-    # [turns], (*lines, 1)
-    turns = torch.from_numpy(phase).unsqueeze(-1)
-    if not read:
-        view *= _cast(_wave(turns), kspace).reshape(*lines, *(1 for _ in others))
-    for axis in read:
-        n = space[axis]
-        per_k = torch.from_numpy(-distances[..., axis] / n)
-        shape = [*lines, *(-1 if other == axis else 1 for other in others)]
-        positive = (n + 1) // 2
-        # no negative k on an axis of one voxel
-        for first, count in ((0, positive), (positive - n, n - positive))[: 1 if n == 1 else 2]:
-            step = ceil(sqrt(count))
-            start = _wave(turns + first * per_k.unsqueeze(-1))
-            coarse = _cast(powers(step * per_k, ceil(count / step)) * start, kspace)
-            fine = _cast(powers(per_k, step), kspace)
-            table = (coarse.unsqueeze(-1) * fine.unsqueeze(-2)).flatten(-2)
-            dim = 1 + len(lines) + others.index(axis)
-            view.narrow(dim, first % n, count).mul_(table[..., :count].reshape(shape))
+    for part in slabs(view, 1):
         # the phase of the lines once
-        turns = torch.zeros_like(turns)
+        factor = _cast(wave(turns[part]), kspace).unsqueeze(-1)
+        there, extent = view[:, part], factor.shape[:-1]
+        if not read:
+            there.mul_(factor.reshape(*extent, *(1 for _ in others)))
+        for number, (axis, each) in enumerate(zip(read, waves, strict=True)):
+            along = each.of_lines(part) if number else each.of_lines(part).mul_(factor)
+            there.mul_(along.reshape(*extent, *(-1 if other == axis else 1 for other in others)))
 
 
-def _wave(turns: Tensor) -> Tensor:
-    """exp(2 pi i turns)."""
-    angle = 2 * pi * (turns - torch.round(turns))
-    return torch.polar(torch.ones_like(angle), angle)
+@dataclass(frozen=True, slots=True)
+class _Waves:
+    """exp(2 pi i k turns) along an axis that is read within a line, for k in the order of the FFT.
+
+    Attributes:
+        n: extent of the axis.
+        turns: per k, of each line.
+        like: what the waves are multiplied by.
+        few: waves of all the turns that there are, and which of them each line has; None where most lines differ.
+    """
+
+    n: int
+    turns: Tensor
+    like: Tensor
+    few: tuple[Tensor, Tensor] | None
+
+    @classmethod
+    def of(cls, turns: Float[np.ndarray, "*lines"], n: int, like: Tensor) -> "_Waves":
+        distinct = np.unique(turns)
+        few = None
+        if _FEW * len(distinct) <= turns.size:
+            numbers = torch.from_numpy(np.searchsorted(distinct, turns)).to(like.device)
+            few = _table(torch.from_numpy(distinct), n, like), numbers
+        return cls(n, torch.from_numpy(turns), like, few)
+
+    def of_lines(self, part: slice) -> Complex[Tensor, "part *lines n"]:
+        """Of a part of the first axis of lines, to be changed at will."""
+        if self.few is not None:
+            return self.few[0][self.few[1][part]]
+        return _table(self.turns[part], self.n, self.like)
+
+
+def _table(turns: Float[Tensor, "*lines"], n: int, like: Tensor) -> Complex[Tensor, "*lines n"]:
+    count = (n + 1) // 2
+    positive = powers(turns, count, like)
+    first = _cast(wave((count - n) * turns), like).unsqueeze(-1)
+    return torch.cat([positive, positive[..., : n - count] * first], -1)
 
 
 def _cast(factor: Tensor, like: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
-from math import pi
+from itertools import pairwise, product
+from math import ceil, pi, sqrt
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 
 # more runs of neighbours than these on an axis: it is computed whole
 _RUNS = 8
+# numbers of a slab: it stays in the cache
+_SLAB = 131_072
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +23,12 @@ class Lines:
     Attributes:
         kept: axes of space of which only some samples are computed, as runs of neighbours.
         mask: the lines among those samples, one axis for each of space; None if they are all of them.
+        outer: the first encoded axis, and which of its samples have all their lines wanted: those need no mask.
     """
 
     kept: Mapping[int, tuple[slice, ...]]
     mask: Bool[Tensor, "*lines"] | None
+    outer: tuple[int, Bool[np.ndarray, " n"]] | None = None
 
     @classmethod
     def of(cls, wanted: Bool[np.ndarray, "*lines"], encoded: Sequence[int], ndim: int, device: torch.device) -> "Lines":
@@ -44,7 +48,19 @@ class Lines:
         for place, axis in enumerate(encoded):
             shape[axis] = wanted.shape[place]
         ordered = wanted.transpose(np.argsort(encoded)).reshape(shape)
-        return cls(kept, torch.from_numpy(ordered).to(device))
+        whole = np.asarray(wanted.reshape(len(wanted), -1).all(1))
+        return cls(kept, torch.from_numpy(ordered).to(device), (encoded[0], whole))
+
+    def within(self, axis: int, part: slice) -> "Lines":
+        """Of the kept samples of an axis only a part, counted among them."""
+        runs = []
+        before = 0
+        for run in self.kept.get(axis, (slice(0, part.stop),)):
+            low, high = max(part.start - before, 0), min(part.stop - before, run.stop - run.start)
+            if low < high:
+                runs.append(slice(run.start + low, run.start + high))
+            before += run.stop - run.start
+        return Lines({**self.kept, axis: tuple(runs)}, self.mask, self.outer)
 
     def taken(self, values: Tensor, dim: int, axis: int | None) -> Tensor:
         """The kept samples of an axis of space, which is axis `dim` of the values."""
@@ -66,24 +82,30 @@ class Lines:
             for dim, axis in enumerate(axes):
                 mask = mask.unsqueeze(dim) if axis is None else mask
         for places in product(*(self._places(axis, values.shape[dim]) for dim, axis in enumerate(axes))):
-            here = values[tuple(source for source, _ in places)]
-            where = tuple(target for _, target in places)
+            here = values[tuple(source for source, _, _ in places)]
+            where = tuple(target for _, target, _ in places)
             there = result[where]
-            if mask is None:
+            if mask is None or any(whole for _, _, whole in places):
                 there.copy_(here)
             else:
-                of_mask = tuple(
-                    slice(None) if mask.shape[dim] == 1 else target for dim, (_, target) in enumerate(places)
-                )
+                of_mask = tuple(slice(None) if mask.shape[dim] == 1 else target for dim, target in enumerate(where))
                 there.copy_(torch.where(mask[of_mask], here, there))
 
-    def _places(self, axis: int | None, n: int) -> list[tuple[slice, slice]]:
-        """Runs of an axis among the kept samples, and in k-space."""
-        runs = self.kept.get(axis) if axis is not None else None
-        if runs is None:
-            return [(slice(0, n), slice(0, n))]
+    def _places(self, axis: int | None, n: int) -> list[tuple[slice, slice, bool]]:
+        """Runs of an axis among the kept samples, in k-space, and whether all lines of them are wanted."""
+        runs = (self.kept.get(axis) if axis is not None else None) or (slice(0, n),)
         starts = np.cumsum([0, *(run.stop - run.start for run in runs)]).tolist()
-        return [(slice(start, stop), run) for start, stop, run in zip(starts, starts[1:], runs, strict=False)]
+        places = []
+        for first, last, run in zip(starts, starts[1:], runs, strict=False):
+            if self.outer is None or self.outer[0] != axis:
+                places.append((slice(first, last), run, False))
+                continue
+            whole = self.outer[1][run]
+            changes = [0, *(np.flatnonzero(np.diff(whole)) + 1).tolist(), len(whole)]
+            for low, high in pairwise(changes):
+                source, target = slice(first + low, first + high), slice(run.start + low, run.start + high)
+                places.append((source, target, bool(whole[low])))
+        return places
 
 
 def spectrum_into(result: Complex[Tensor, "c *space"], values: Complex[Tensor, "c *space"], lines: Lines) -> None:
@@ -97,15 +119,28 @@ def spectrum_into(result: Complex[Tensor, "c *space"], values: Complex[Tensor, "
     lines.put(result, values, (None, *axes))
 
 
-def powers(turns: Float[Tensor, "*s"], count: int) -> Complex[Tensor, "*s count"]:
-    """exp(2 pi i turns k) for k = 0 to count - 1, in double precision.
+def powers(turns: Float[Tensor, "*s"], count: int, like: Tensor) -> Complex[Tensor, "*s count"]:
+    """exp(2 pi i turns k) for k = 0 to count - 1, of the dtype and on the device of `like`.
 
-    Each table of powers gives one of twice its length by one product: a sine and a cosine for every power of two only.
+    k = L q + l: one product of two small tables instead of an exponential for every number.
     """
-    table = torch.ones(*turns.shape, 1, dtype=torch.complex128)
-    while table.shape[-1] < count:
-        turned = turns * table.shape[-1]
-        # whole turns taken off first: large angles keep their digits
-        angle = (2 * pi) * (turned - torch.round(turned))
-        table = torch.cat([table, table * torch.polar(torch.ones_like(angle), angle).unsqueeze(-1)], -1)
-    return table[..., :count]
+    step = ceil(sqrt(count))
+    fine, coarse = (
+        wave(turns.unsqueeze(-1) * torch.arange(0, stop, by, dtype=torch.float64)).to(like.device, like.dtype)
+        for stop, by in ((step, 1), (count, step))
+    )
+    return (coarse.unsqueeze(-1) * fine.unsqueeze(-2)).flatten(-2)[..., :count]
+
+
+def wave(turns: Float[Tensor, "*s"]) -> Complex[Tensor, "*s"]:
+    """exp(2 pi i turns)."""
+    # whole turns taken off first: large angles keep their digits
+    angle = (2 * pi) * (turns - torch.round(turns))
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def slabs(values: Tensor, dim: int) -> list[slice]:
+    """Parts of an axis, as large as the cache likes."""
+    # a GPU has no such cache, and many cores to fill
+    step = values.shape[dim] if values.is_cuda else max(1, _SLAB * values.shape[dim] // values.numel())
+    return [slice(low, min(low + step, values.shape[dim])) for low in range(0, values.shape[dim], step)]

@@ -318,7 +318,7 @@ class Motion:
         poses, of_line = in_voxels(seen.poses, self.spacing_mm), seen.pose_of_line[0]
         d = poses.shape[-1] - 1
         chosen, stands, error = shared_poses(poses[:, :d, :d], tuple(values.shape[1:]), self.rotation_tolerance)
-        shifts = poses[of_line][..., :d, d]
+        shifts = poses[:, :d, d][of_line]
         if len(chosen) == 1 and is_identity(poses[chosen[0], :d, :d]):
             return _Composed(shifted_lines(spectrum, shifts, encoded), 0, error)
         turns = np.broadcast_to(np.eye(d + 1), (len(chosen), d + 1, d + 1)).copy()

@@ -47,6 +47,9 @@ def poses_of(parameters: Float[np.ndarray, "u p"], d: int) -> Float[np.ndarray, 
     """Homogeneous matrices [mm or voxels] of parameters."""
     r = turns_of(d)
     t, w, s, h = np.split(parameters, [d, d + r, 2 * d + r], axis=1)
+    if not parameters[:, d:].any():
+        # only translated
+        return _homogeneous(np.eye(d), t)
     upper = np.zeros((len(parameters), d, d))
     upper[:, np.arange(d), np.arange(d)] = 1
     rows, columns = np.triu_indices(d, 1)
@@ -164,7 +167,7 @@ def _only_translated(poses: Float[np.ndarray, "u d1 d1"]) -> bool:
     return np.array_equal(linear, np.broadcast_to(np.eye(linear.shape[-1]), linear.shape))
 
 
-def _homogeneous(linear: Float[np.ndarray, "u d d"], t: Float[np.ndarray, "u d"]) -> Float[np.ndarray, "u d1 d1"]:
+def _homogeneous(linear: Float[np.ndarray, "*u d d"], t: Float[np.ndarray, "u d"]) -> Float[np.ndarray, "u d1 d1"]:
     d = t.shape[1]
     poses = np.zeros((len(t), d + 1, d + 1))
     poses[:, :d, :d] = linear

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from qsim.kspace.motion.lines import Lines, powers
+from qsim.kspace.motion.lines import Lines, powers, slabs
 
 # turns larger than these are refused: 45 degrees about each of three axes make 78 [rad]
 LARGEST_ANGLE = np.radians(80)
@@ -37,8 +37,6 @@ _LARGER = 1.5
 # poses are rigid, and shears make them up, to this: below a thousandth of a voxel anywhere [1]
 _TOLERANCE = 1e-6
 _NOTHING = 1e-13
-# numbers of a slab: it stays in the cache
-_SLAB = 131_072
 
 
 Axes = tuple[int | None, int, int]
@@ -149,7 +147,7 @@ def _factors(matrix: Float[np.ndarray, "d d"], order: tuple[int, ...]) -> tuple[
     product = np.eye(d)
     for row, slopes in steps:
         slopes[np.abs(slopes) < _NOTHING] = 0
-        product = (np.eye(d) + np.outer(np.eye(d)[row], slopes)) @ product
+        product[row] += slopes @ product
     if not np.abs(product - m).max() < _TOLERANCE:
         return None
     back = np.argsort(order)
@@ -177,12 +175,11 @@ def shear_ramp(n: int, slope: float, across: int, like: Tensor) -> Complex[Tenso
         across: extent of the axis that sets the distance [voxels].
     """
     distance = slope * (torch.arange(across, dtype=torch.float64) - across // 2)
-    half = powers(-distance / n, n // 2 + 1)
-    # k and -k are conjugate
-    ramp = torch.cat([half, half[:, 1 : (n + 1) // 2].flip(1).conj()], 1)
+    half = powers(-distance / n, n // 2 + 1, like)
     if n % 2 == 0:
-        ramp[:, n // 2] = 1 - 2 * (torch.round(distance) % 2)
-    return ramp.to(device=like.device, dtype=like.dtype)
+        half[:, n // 2] = 1 - 2 * (torch.round(distance) % 2).to(like.device)
+    # k and -k are conjugate
+    return torch.cat([half, half[:, 1 : (n + 1) // 2].flip(1).conj()], 1)
 
 
 class Rotations:
@@ -218,7 +215,7 @@ class Rotations:
             axes: Axes = (None, b, a)
             steps = self._steps(shears, axes, lines)
             start, end = begun.permute(0, 1 + b, 1 + a), result.permute(0, 1 + b, 1 + a)
-            for part in _slabs(start, 0):
+            for part in slabs(start, 0):
                 slab = _ended(start[part], steps, True, axes, part, lines)
                 lines.put(end[part], slab, axes)
             return
@@ -233,23 +230,24 @@ class Rotations:
         if not in_plane:
             first, second, *steps = steps
             if self._between is None or self._between.shape != start.shape:
-                self._between = start.new_empty(start.shape)
-            for part in _slabs(start, 1):
+                # b innermost: the transform along it, which comes next, need not turn the axes round
+                self._between = start.new_empty(start.transpose(1, 2).shape).transpose(1, 2)
+            for part in slabs(start, 1):
                 slab = torch.fft.ifft(first.onto(start[:, part], 1, part), dim=2)
                 slab = second.onto(torch.fft.fft(slab, dim=0), 1, part)
                 self._between[:, part] = torch.fft.ifft(slab, dim=0)
             start = self._between
         end: Tensor | None = None
-        for part in _slabs(start, 0):
+        for part in slabs(start, 0):
             slab = _ended(start[part], steps, in_plane, axes, part, lines)
             if end is None:
-                end = self._room(slab.shape[1], start.shape[0], slab.shape[2]).transpose(0, 1)
+                # as the transform along b left it
+                end = self._room(start.shape[0], slab.shape[2], slab.shape[1]).transpose(1, 2)
             end[part] = slab
         assert end is not None
-        for part in _slabs(end, 1):
+        for part in slabs(end, 1):
             slab = lines.taken(torch.fft.fft(end[:, part], dim=0, norm="ortho"), 0, axes[0])
-            end[: len(slab), part] = slab
-        lines.put(result, end[: len(slab)], axes)
+            lines.within(axes[1], part).put(result, slab, axes)
 
     def _steps(self, shears: tuple[Shear, ...], axes: Axes, lines: Lines) -> list["_Step"]:
         steps = [_Step.of(shear, axes, self._space, self._values) for shear in shears]
@@ -307,10 +305,3 @@ class _Step:
             factor = ramp[where] if ramp.shape[dim] > 1 else ramp
             slab = slab.mul_(factor) if number else slab * factor
         return slab
-
-
-def _slabs(values: Tensor, dim: int) -> list[slice]:
-    """Parts of an axis, as large as the cache likes."""
-    # a GPU has no such cache, and many cores to fill
-    step = values.shape[dim] if values.is_cuda else max(1, _SLAB * values.shape[dim] // values.numel())
-    return [slice(low, min(low + step, values.shape[dim])) for low in range(0, values.shape[dim], step)]

@@ -66,8 +66,12 @@ class Sampled:
         mean = edge * ((size - 1) / 2 - size // 2)
         variance = edge**2 * (size**2 - 1) / 12
         change = self.poses - np.eye(d + 1)
-        shift = change[:, :d, :d] @ mean + change[:, :d, d]
-        squares = (shift**2).sum(1) + (change[:, :d, :d] ** 2 * variance).sum((1, 2))
+        shift, linear = change[:, :d, d], change[:, :d, :d]
+        squares = np.zeros(len(shift))
+        if linear.any():
+            shift = shift + linear @ mean
+            squares = (linear**2 * variance).sum((1, 2))
+        squares = squares + (shift**2).sum(1)
         of_line = np.broadcast_to(weights, self.pose_of_line.shape)
         return float((squares[self.pose_of_line] * of_line).sum() / of_line.sum())
 
@@ -89,6 +93,12 @@ def _without_repeats(parameters: Float[np.ndarray, "l p"]) -> tuple[Float[np.nda
     """Distinct rows, and which of them each row is."""
     # -0 and 0 are the same
     rows = np.ascontiguousarray(parameters + 0.0)
+    # neighbours are alike more often than not: runs of them, and then the repeats among the runs
+    starts = np.flatnonzero(np.concatenate(([True], (rows[1:] != rows[:-1]).any(1))))
+    of_row = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(rows)))
+    rows = rows[starts]
+    if len(np.unique(rows[:, 0])) == len(rows):
+        return rows, of_row
     whole = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))[:, 0]
     _, first, numbers = np.unique(whole, return_index=True, return_inverse=True)
-    return rows[first], numbers
+    return rows[first], numbers[of_row]

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from qsim.kspace.motion.affine import Splines
-from qsim.kspace.motion.composite import composite, moved
+from qsim.kspace.motion.composite import composite, moved, shifted_lines
 from qsim.kspace.motion.residual import residual_shift
 from qsim.kspace.motion.rigid import is_rigid, shears_of
 from tests.qsim.kspace.oracle import random_images
@@ -232,6 +232,24 @@ def test_each_line_is_that_of_the_image_in_its_pose(shape, encoded, kind):
         at = np.fft.ifftshift(of_line == number).transpose(np.argsort(encoded))
         mine[...] = at.reshape([n if axis in encoded else 1 for axis, n in enumerate(space)])
         np.testing.assert_allclose(got[:, mine], expected[:, mine], atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["blocks", "within", "interleaved"])
+@pytest.mark.parametrize("encoded", [(0, 1), (2, 0), (1,), (2, 1, 0)])
+def test_images_larger_than_the_cache_are_done_in_parts(monkeypatch, encoded, kind):
+    images = torch.from_numpy(random_images((2, 22, 13, 20)))
+    rng = np.random.default_rng(6)
+    angles = [(4.0, -8.0, 6.0), (0.0, 9.0, 0.0), (5.0, 0.0, 0.0), (0.0, 0.0, 0.0), (-3.0, 2.0, 1.0)]
+    poses = np.stack([pose(turn(*angle), rng.normal(size=3)) for angle in angles])
+    of_line = orders(kind, tuple(images.shape[1 + axis] for axis in encoded))
+    whole = composite(images, poses, of_line, encoded)
+    shifts = rng.normal(size=(*of_line.shape, 3))
+    shifted = shifted_lines(images, shifts, encoded)
+    # parts of one place along an axis; of a few, and a last one that is smaller
+    for samples in (300, 1700):
+        monkeypatch.setattr("qsim.kspace.motion.lines._SLAB", samples)
+        np.testing.assert_allclose(composite(images, poses, of_line, encoded).numpy(), whole.numpy(), atol=1e-12)
+        np.testing.assert_allclose(shifted_lines(images, shifts, encoded).numpy(), shifted.numpy(), atol=1e-12)
 
 
 @pytest.mark.parametrize("vector", [(3.0, -2.0, 4.0), (40.0, 1e-5, -2.0), (0.0, 1e-9, 30.0), (45.0, 45.0, 45.0)])
