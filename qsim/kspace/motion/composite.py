@@ -20,7 +20,14 @@ from torch import Tensor
 from qsim.kspace.fourier import require_complex
 from qsim.kspace.motion.affine import Splines
 from qsim.kspace.motion.lines import Lines, powers, slabs, spectrum_into, wave
-from qsim.kspace.motion.rigid import Rotations, is_identity, is_rigid, shears_of
+from qsim.kspace.motion.rigid import (
+    Rotations,
+    is_identity,
+    is_rigid,
+    part_turn,
+    parts_of,
+    shears_of,
+)
 
 # so many lines for each distance along the readout, and waves are computed for each distance, not for each line [1]
 _FEW = 4
@@ -136,6 +143,17 @@ def _turned(values: Tensor, turns: list[np.ndarray], turn_of_line: np.ndarray, e
         if not is_rigid(matrix):
             splines = splines or Splines(values)
             spectrum_into(result, splines.moved(matrix), lines)
+            continue
+        parts = parts_of(matrix)
+        if parts > 1:
+            # shears of a large turn would carry the image out of its field of view: a part of it, several times
+            part = part_turn(matrix, parts)
+            pose = np.eye(len(space) + 1)
+            pose[:-1, :-1] = part
+            turned = values
+            for _ in range(parts - 1):
+                turned = moved(turned, pose)
+            Rotations(turned).into(result, shears_of(part, space), lines)
             continue
         shears = shears_of(matrix, space)
         if shears:

@@ -50,4 +50,6 @@ def _coarse(acquired: Acquired) -> Complex[Tensor, "n c *few"]:
         if n > 2 * _COARSE + 1:
             ends = (values.narrow(axis + 2, 0, _COARSE + 1), values.narrow(axis + 2, n - _COARSE, _COARSE))
             values = torch.cat(ends, axis + 2)
+    # few, so that twice the digits cost nothing: products of two spectra must not vanish, whatever the unit
+    values = values.to(torch.complex128)
     return torch.fft.ifftn(values, dim=tuple(range(2, values.ndim)), norm="ortho")

@@ -147,6 +147,8 @@ class Motion:
             raise ValueError("pause has no meaning for scope: within, where each image is measured from time 0")
         if self.per_image and self.scope != "within":
             raise ValueError(f"per_image has no meaning for scope: {self.scope}, where one trajectory runs on")
+        if self.per_image and isinstance(self.trajectory, Recorded):
+            raise ValueError("per_image has no meaning for a recorded trajectory: there is one")
         if self.weights not in ("spectral", "time", "none"):
             raise ValueError(f"weights must be spectral, time or none, got {self.weights!r}")
         if self.reference not in ("image", "series", None):
@@ -179,6 +181,7 @@ class Motion:
         paths = tuple(self.trajectory.draw(len(space), whole, rng) for _ in range(n_paths))
         shared = self.scope == "within" and not self.per_image
         drawn = MotionDrawn(space, None if shared else count, paths, 0.0)
+        _check_flat(space, self._sampled(drawn).poses)
         return replace(drawn, severity=self._severity(drawn))
 
     def act(self, acquired: Acquired, drawn: MotionDrawn) -> Acquired:
@@ -324,6 +327,18 @@ class Motion:
         turns = np.broadcast_to(np.eye(d + 1), (len(chosen), d + 1, d + 1)).copy()
         turns[:, :d, :d] = poses[chosen, :d, :d]
         return _Composed(composite(values, turns, stands[of_line], encoded, shifts), len(chosen), error)
+
+
+def _check_flat(space: tuple[int, ...], poses: Float[np.ndarray, "u d1 d1"]) -> None:
+    """Refuse turns and shears out of an axis of one voxel, of which nothing is known beyond it."""
+    d = len(space)
+    linear = poses[:, :d, :d] - np.eye(d)
+    for axis in (axis for axis in range(d) if space[axis] == 1):
+        if np.abs(linear[:, axis]).max() > 0 or np.abs(linear[:, :, axis]).max() > 0:
+            raise ValueError(
+                f"trajectory: it turns or stretches axis {axis - d}, which is one voxel wide; "
+                "give slices as 2D images (ndim: 2)"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ doi:10.1002/(SICI)1522-2594(199912)42:6<1014::AID-MRM3>3.0.CO;2-F (four shears i
 
 from dataclasses import dataclass
 from itertools import permutations
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 import torch
@@ -30,8 +30,10 @@ from torch import Tensor
 
 from qsim.kspace.motion.lines import Lines, powers, slabs
 
-# turns larger than these are refused: 45 degrees about each of three axes make 78 [rad]
+# shears of larger turns are refused [rad]
 LARGEST_ANGLE = np.radians(80)
+# turns larger than this are made in parts [rad]
+_PART = np.radians(45)
 # shears this much larger than the smallest possible are taken for their speed [1]
 _LARGER = 1.5
 # poses are rigid, and shears make them up, to this: below a thousandth of a voxel anywhere [1]
@@ -79,6 +81,26 @@ def is_rigid(matrix: Float[np.ndarray, "d d"]) -> bool:
     return len(free) > 0 and bool(nearest.min() > _TOLERANCE)
 
 
+def angle_of(matrix: Float[np.ndarray, "d d"]) -> float:
+    """Angle of a rotation, also of one in voxels that are no cubes [rad]."""
+    return float(np.arccos(np.clip((np.trace(matrix) - (len(matrix) - 2)) / 2, -1, 1)))
+
+
+def parts_of(matrix: Float[np.ndarray, "d d"]) -> int:
+    """Into how many equal turns a rotation is cut, so that none is larger than 45 degrees."""
+    return max(1, ceil(angle_of(matrix) / _PART - _TOLERANCE))
+
+
+def part_turn(matrix: Float[np.ndarray, "d d"], parts: int) -> Float[np.ndarray, "d d"]:
+    """The rotation that makes this one if it is done so many times."""
+    from scipy.linalg import fractional_matrix_power
+
+    part = np.real(fractional_matrix_power(matrix, 1 / parts))
+    if np.abs(np.linalg.matrix_power(part, parts) - matrix).max() > _TOLERANCE:
+        raise ValueError("poses: a turn by 180 degrees can be cut in two ways; turn by a little less")
+    return part
+
+
 def shears_of(matrix: Float[np.ndarray, "d d"], space: tuple[int, ...]) -> tuple[Shear, ...]:
     """Shears whose product is a rotation, the first to be applied first: along the axes a, c, b, a, or a, b, a.
 
@@ -92,11 +114,11 @@ def shears_of(matrix: Float[np.ndarray, "d d"], space: tuple[int, ...]) -> tuple
     d = len(matrix)
     if is_identity(matrix):
         return ()
-    angle = float(np.arccos(np.clip((np.trace(matrix) - (d - 2)) / 2, -1, 1)))
+    angle = angle_of(matrix)
     if angle > LARGEST_ANGLE + _TOLERANCE:
         raise ValueError(
             f"poses: a rotation by {np.degrees(angle):.1f} degrees is beyond {np.degrees(LARGEST_ANGLE):.0f}; "
-            "movements during a scan are smaller, turn the image itself by quarters first"
+            "turn by a part of it several times"
         )
     ranked: list[tuple[float, tuple[Shear, ...]]] = []
     for order in permutations(range(d)):

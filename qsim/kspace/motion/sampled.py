@@ -66,7 +66,8 @@ class Sampled:
         mean = edge * ((size - 1) / 2 - size // 2)
         variance = edge**2 * (size**2 - 1) / 12
         change = self.poses - np.eye(d + 1)
-        shift, linear = change[:, :d, d], change[:, :d, :d]
+        # along an axis of one voxel a translation goes by whole fields of view: nothing moves
+        shift, linear = change[:, :d, d] * (size > 1), change[:, :d, :d]
         squares = np.zeros(len(shift))
         if linear.any():
             shift = shift + linear @ mean

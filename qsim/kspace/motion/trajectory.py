@@ -27,8 +27,8 @@ class Sudden:
         events: how many; a pair is a range, both ends included; times are uniform over the acquisition.
         translation: length of each step [voxels or mm].
         rotation: angle of each step [rad].
-        scaling: logarithm of the stretch along each axis [1].
-        shear: in each pair of axes [1].
+        scaling: logarithm of the stretch along each axis, from -1 to 1: .1 makes the object 1.105 times as long [1].
+        shear: in each pair of axes, from -1 to 1 [1].
         hold: how long a step lasts before the object goes back [s]; None: for good.
         axis: of translation, rotation and scaling (-1 is x); None: a random direction, every axis scaled. In 2D a
             rotation is always that in the plane.
@@ -154,7 +154,7 @@ class RandomWalk:
     def draw(self, d: int, duration: float, rng: np.random.Generator) -> RandomWalkPath:
         translation, rotation = draw_amount(self.translation, rng), draw_amount(self.rotation, rng)
         sd = (translation,) * d + (rotation,) * turns_of(d) + (0.0,) * (d + turns_of(d))
-        return RandomWalkPath(int(rng.integers(2**63)), self.steps, duration, sd)
+        return RandomWalkPath(int(rng.integers(2**53)), self.steps, duration, sd)
 
 
 @value
@@ -223,8 +223,11 @@ AnyTrajectory = Sudden | Drift | Breathing | RandomWalk | Recorded
 
 
 def _check_sizes(kind: Sudden | Drift | Breathing) -> None:
-    for name in ("translation", "rotation", "scaling", "shear"):
+    for name in ("translation", "rotation"):
         check_amount(name, getattr(kind, name))
+    # beyond these tissue is torn, and the mean pose is none
+    for name in ("scaling", "shear"):
+        check_amount(name, getattr(kind, name), low=-1, high=1)
     if isinstance(kind.rotation, int | float | tuple) and max(map(abs, reach(kind.rotation))) > pi:
         raise ValueError(f"rotation must be in rad, from -pi to pi, got {kind.rotation}; 180 degrees are pi")
 

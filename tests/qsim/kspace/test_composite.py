@@ -119,7 +119,7 @@ def test_a_translation_per_line_is_the_sum_over_the_object_where_it_then_was(sha
 
 
 @pytest.mark.parametrize("space", [(48, 48), (47, 51), (46, 49)])
-@pytest.mark.parametrize("angle", [3.7, -19.0, 41.3])
+@pytest.mark.parametrize("angle", [3.7, -19.0, 41.3, 117.0, 179.0])
 def test_a_turn_in_the_plane_is_about_the_centre_voxel(space, angle):
     shift = np.array([1.37, -0.81])
     got = moved(torch.from_numpy(blobs(space))[None], pose(turn(angle), shift))[0].numpy()
@@ -127,7 +127,9 @@ def test_a_turn_in_the_plane_is_about_the_centre_voxel(space, angle):
 
 
 @pytest.mark.parametrize("space", [(42, 44, 42), (43, 41, 45), (40, 43, 44)])
-@pytest.mark.parametrize("vector", [(4.1, -2.3, 6.7), (-17.0, 9.0, 21.0), (0.0, 0.0, 14.0), (0.02, 11.0, -0.3)])
+@pytest.mark.parametrize(
+    "vector", [(4.1, -2.3, 6.7), (-17.0, 9.0, 21.0), (0.0, 0.0, 14.0), (0.02, 11.0, -0.3), (70.0, -60.0, 80.0)]
+)
 def test_a_turn_in_space_is_about_the_centre_voxel(space, vector):
     shift = np.array([0.37, -0.81, 1.3])
     got = moved(torch.from_numpy(blobs(space))[None], pose(turn(*vector), shift))[0].numpy()
@@ -338,7 +340,6 @@ LINES = np.zeros(6, dtype=int)
         ({"poses": ONE * np.nan}, "poses must be finite"),
         ({"poses": ONE * 2}, "poses must end in the row"),
         ({"poses": np.diag([1.0, -1.0, 1.0])[None]}, "poses: .* mirrors or flattens"),
-        ({"poses": pose(turn(85.0), (0, 0))[None]}, "poses: a rotation by 85.0 degrees is beyond 80"),
         ({"encoded": (2,)}, "encoded must name axes 0 to 1"),
         ({"encoded": ()}, "encoded must name axes"),
         ({"encoded": (1,)}, r"pose_of_line must be \(8,\), the lines of axes \(1,\), got \(6,\)"),

@@ -538,3 +538,40 @@ def test_configs_name_motion():
     read = TypeAdapter(Motion).validate_python
     named = {"kind": "motion", "line_time": 0.01, "trajectory": {"kind": "sudden", "events": [1, 3], "rotation": 0.1}}
     assert read(named) == Motion(trajectory=Sudden(events=(1, 3), rotation=0.1), line_time=0.01)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-22, 1e19, 1e30])
+def test_the_unit_of_the_images_makes_no_difference(unit):
+    images = torch.from_numpy(random_images((1, 17, 16)))
+    motion = Motion(trajectory=Sudden(events=2, translation=2.0, rotation=0.1), line_time=LINE)
+    expected, facts, _ = acted(motion, images.to(torch.complex64))
+    after, same, _ = acted(motion, (images * unit).to(torch.complex64))
+    np.testing.assert_allclose(after / unit, expected, atol=1e-5)
+    np.testing.assert_allclose(same["residual_shift"], facts["residual_shift"], atol=1e-3)
+
+
+def test_along_an_axis_of_one_voxel_nothing_moves():
+    motion = Motion(trajectory=Sudden(translation=2.0, axis=-1), line_time=LINE, weights="none")
+    images = random_images((1, 8, 1))
+    after, _, drawn = acted(motion, images)
+    assert drawn.severity == 0
+    np.testing.assert_array_equal(after, images)
+    turning = Motion(trajectory=Drift(rotation=0.2), line_time=LINE)
+    for seed in range(5):
+        with pytest.raises(ValueError, match=r"^trajectory: it turns or stretches axis -3, which is one voxel wide"):
+            turning.draw((1, 1, 12, 12), rng(seed))
+
+
+def test_a_large_turn_is_no_lucky_draw():
+    motion = Motion(trajectory=Sudden(events=3, rotation=(0.5, 2.0)), line_time=LINE, weights="none")
+    images = random_images((1, 12, 13))
+    for seed in range(10):
+        after, _, _ = acted(motion, images, seed)
+        assert np.abs(after).max() < 10 * np.abs(images).max()
+
+
+def test_one_recorded_trajectory_is_not_one_for_each_image():
+    with pytest.raises(ValueError, match=r"^per_image has no meaning for a recorded trajectory"):
+        Motion(trajectory=recorded((0, 1e4), [(1, 0)] * 2), line_time=LINE, per_image=True)
+    with pytest.raises(ValueError, match=r"^scaling must lie in \[-1, 1\]"):
+        Sudden(scaling=(1, 800))
