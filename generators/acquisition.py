@@ -7,6 +7,7 @@ Noise enters before samples are thrown away, as on a scanner: a low-pass takes t
 Without artefacts nothing of this is computed, and a sample has the bytes that it had before there were any.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,10 @@ from qsim.kspace.artefacts.base import Artefact, Drawn, Stage
 from qsim.kspace.chain import apply_chain, as_records, draw_chain, with_spacing
 from qsim.kspace.fourier import magnitude
 from qsim.kspace.noise import Noise, coils_of
+
+# what may follow the severity in a docstring, and where its first sentence ends
+_NEXT_PART = re.compile(r"\b(?:Facts|Not|Source|Assumes):")
+_SENTENCE_END = re.compile(r"(?<=\.)\s+(?=[A-Z`])")
 
 
 def artefacts_of(config: GeneratorConfig, spacing_mm: tuple[float, ...]) -> tuple[Artefact[Any], ...]:
@@ -123,6 +128,7 @@ def _seen(noise: Noise, coils: Sequence[Tensor]) -> Tensor:
 
 
 def severity_text(artefact: Artefact[Any]) -> str:
-    """What its severity measures, from the line of its docstring that says so."""
+    """What its severity measures, from the sentence of its docstring that says so."""
     text = (type(artefact).__doc__ or "").partition("Severity:")[2]
-    return " ".join(text.partition("Source:")[0].partition("Assumes:")[0].split())
+    line = " ".join(_NEXT_PART.split(text, maxsplit=1)[0].split())
+    return _SENTENCE_END.split(line, maxsplit=1)[0]

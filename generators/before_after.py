@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # how far below its maximum k-space is shown [dB]
 _DEPTH = 80.0
+# height over width of a panel; voxels of thinner slices are drawn stretched, or nothing would be seen
+_FLATTEST, _STEEPEST = 0.5, 1.6
 # points of k-space along an axis that a panel shows at most; a single sample of more would not be seen
 _POINTS = 96
 
@@ -41,13 +43,15 @@ def picture(
 
     with mpl.rc_context({**STYLE, "axes.titlesize": 9.0}):
         rows, columns = before.shape[1] * spacing_mm[0], before.shape[2] * spacing_mm[1]
-        # panels of the shape of the slice, but not so flat or steep that nothing is seen
-        height = 3.0 * min(max(rows / columns, 0.5), 1.6)
+        flat = min(max(rows / columns, _FLATTEST), _STEEPEST)
+        height = 3.0 * flat
+        if flat != rows / columns:
+            title += "; voxels are drawn stretched"
         figure = Figure(figsize=(10.4, 2 * height + 1.5), facecolor="white", layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(2, 3)
-        _images(figure, panels[0], _combined(before), _combined(after), spacing_mm[0] / spacing_mm[1])
-        _kspaces(figure, panels[1], before, after, rows / columns)
+        _images(figure, panels[0], _combined(before), _combined(after), flat)
+        _kspaces(figure, panels[1], before, after, flat)
         for panel, (down, across) in zip(
             panels[:, 0], ((axes[0], axes[1]), (f"k{axes[0]}", f"k{axes[1]}")), strict=True
         ):
@@ -66,10 +70,11 @@ def _images(
     panels: "Any",
     before: Float[np.ndarray, "y x"],
     after: Float[np.ndarray, "y x"],
-    aspect: float,
+    shape: float,
 ) -> None:
     from cmcrameri import cm
 
+    aspect = shape * before.shape[1] / before.shape[0]
     # one window for both: that of the image before, wider only if the artefact is brighter than all of it
     high = max(float(np.quantile(before, 0.998)), float(np.quantile(after, 0.98))) or 1.0
     for panel, image, name in ((panels[0], before, "before"), (panels[1], after, "after")):

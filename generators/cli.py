@@ -157,14 +157,17 @@ def corrupt(
     ],
     config: Annotated[Path, typer.Option(metavar="ARTEFACTS.yaml", help="Which artefacts, and how strong.")],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Corrupted image, in the format of IMAGE.")],
-    seed: Annotated[int | None, typer.Option(help="Of the draws; the config's if not given.")] = None,
+    seed: Annotated[
+        str | None, typer.Option(metavar="INTEGER", help="Of the draws; the config's if not given.")
+    ] = None,
     kspace: Annotated[bool, typer.Option("--kspace", help="A NumPy file holds centred k-space.")] = False,
     slices: Annotated[
         bool, typer.Option("--slices", help="Slices were acquired one by one: artefacts act within each.")
     ] = False,
     magnitude: Annotated[
-        bool | None, typer.Option("--magnitude/--complex", help="What is written; as in IMAGE if not given.")
-    ] = None,
+        bool, typer.Option("--magnitude", help="Write magnitudes; without this and --complex what IMAGE holds.")
+    ] = False,
+    as_complex: Annotated[bool, typer.Option("--complex", help="Write complex images.")] = False,
     scale: Annotated[str | None, typer.Option(metavar="01", help="Bring all magnitudes to 0..1.")] = None,
     phase: Annotated[
         Path | None, typer.Option(metavar="NIFTI", help="Phase of a NIfTI magnitude [rad, -pi to pi].")
@@ -186,20 +189,23 @@ def corrupt(
     from generators.reading import read_config
 
     chosen = read_config(config, CorruptConfig)
-    number = chosen.seed if seed is None else seed
+    number = chosen.seed if seed is None else _whole("--seed", seed)
     if number is None:
         raise InputError(f"--seed: missing; give one, or `seed:` in {config}")
     if not 0 <= number < 2**63:
         raise InputError(f"--seed: must lie in [0, 2^63), got {number}")
     if no_picture and picture is not None:
         raise InputError("--no-picture: does not go with --picture")
+    if magnitude and as_complex:
+        raise InputError("--magnitude: does not go with --complex")
     job = Job(
         image=image,
         out=out,
         seed=number,
+        config=str(config),
         kspace=kspace,
         slices=slices,
-        magnitude=magnitude,
+        magnitude=magnitude or (False if as_complex else None),
         scale=scale,
         phase=phase,
         axes=axes,
@@ -218,25 +224,33 @@ def corrupt(
     )
     change = "" if record["change"] is None else f"; magnitude changed by {100 * record['change']:.3g} % (RMS)"
     typer.echo(f"{out}: {record['output']['holds']}, {record['output']['dtype']}; severity {told}{change}")
-    for line in record["assumed"]:
+    for line in (*record["assumed"], *record["notes"]):
         typer.echo(f"note: {line}")
+
+
+def _whole(option: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{option}: got {text!r}, wanted a whole number") from None
 
 
 def _print_summary(summary: "Summary", store: "PatchStore") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from generators.preview import megabytes, shown
+    from generators.preview import megabytes, shown, snr_label
 
     attributes = store.attributes
-    console = Console(highlight=False)
+    # names and units hold brackets, which are no markup
+    console = Console(highlight=False, markup=False, emoji=False)
     times = [1000 * time for time in summary.times_s]
     console.print(
         f"{summary.path}: {summary.samples} samples of {' x '.join(map(str, summary.patch))} voxels, "
         f"{summary.images} images ({summary.dtype}), {min(times):g} to {max(times):g} ms\n"
         f"model {attributes.config['model']['kind']}, {attributes.split}\n"
         f"noise {attributes.noise}: sigma {summary.sigma[0]:.3g} to {summary.sigma[1]:.3g}, "
-        f"SNR {summary.snr[0]:.3g} to {summary.snr[1]:.3g} ({attributes.snr})\n"
+        f"{snr_label(store)} {summary.snr[0]:.3g} to {summary.snr[1]:.3g} ({attributes.snr})\n"
         f"{megabytes(summary.bytes_on_disk)} on disk, {megabytes(summary.bytes_decoded)} in memory; "
         f"{100 * summary.mixed:.1f} % of the tissue voxels are mixed, "
         f"{100 * summary.background:.1f} % of all are background\n"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from phantoms.fields import FIELDS
 from phantoms.fields import Field as FieldOfMaps
 from qsim.distributions import DISTRIBUTIONS, Streams
 from qsim.kspace import ARTEFACTS, Artefact
+from qsim.kspace.artefacts.plain import field_kinds, plain
 from qsim.kspace.chain import draw_chain
 from qsim.kspace.noise import NOISES, AnyNoise
 from qsim.signals import MODELS, AnyModel
@@ -32,16 +34,34 @@ _DISTRIBUTION_KEYS = {name for cls in DISTRIBUTIONS for name in cls.__dataclass_
 
 
 def _without_kind(value: Any, path: str) -> str | None:
-    """Path of the first distribution that does not say which it is."""
+    """Path of the first distribution or trajectory that does not say which it is."""
     if isinstance(value, list | tuple):
         children = [(f"{path}[{i}]", child) for i, child in enumerate(value)]
     elif isinstance(value, dict):
         if value and "kind" not in value and set(value) <= _DISTRIBUTION_KEYS:
             return path
+        if "kind" not in value and path.rpartition(".")[2] == "trajectory":
+            # the first kind that has these keys would be taken
+            return path
         children = [(f"{path}.{key}".lstrip("."), child) for key, child in value.items()]
     else:
         return None
     return next((found for where, child in children if (found := _without_kind(child, where))), None)
+
+
+def _plain_numbers(given: Any, kinds: frozenset[type], path: str) -> None:
+    """Refuse what would quietly become a number or a truth: `true` for 1, "2" for 2, "no" for false."""
+    if isinstance(given, list | tuple):
+        for number, each in enumerate(given):
+            _plain_numbers(each, kinds, f"{path}[{number}]")
+    elif isinstance(given, dict):
+        for cls in kinds:
+            kind = getattr(cls, "__dataclass_fields__", {}).get("kind")
+            if kind is not None and kind.default == given.get("kind"):
+                for name, inner in field_kinds(cls).items():
+                    _plain_numbers(given.get(name), inner, f"{path}.{name}")
+    elif isinstance(given, bool | int | float | str):
+        plain(path, given, kinds)
 
 
 class RootConfig(BaseModel):
@@ -57,6 +77,15 @@ class RootConfig(BaseModel):
         if nameless:
             raise ValueError(f"{nameless}.kind: missing")
         return mapping
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _artefacts_hold_numbers(cls, mapping: Any, validate: Callable[[Any], "RootConfig"]) -> "RootConfig":
+        # what is not a number at all has been refused by then
+        config = validate(mapping)
+        if isinstance(mapping, dict):
+            _plain_numbers(mapping.get("artefacts"), frozenset(ARTEFACTS), "artefacts")
+        return config
 
     @property
     def canonical(self) -> str:

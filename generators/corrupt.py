@@ -21,13 +21,15 @@ from torch import Tensor
 
 from generators.before_after import picture
 from generators.corrupt_config import CorruptConfig, Job
-from phantoms.images import Scan, ScanFile, check_finite
+from generators.too_strong import computed, require_finite
+from generators.unmeasured import effective, merged, noise_notes
+from phantoms.images import Scan, ScanFile
 from phantoms.raw import open_scan, suffix_of
 from qsim import __version__
 from qsim.distributions import Streams
 from qsim.errors import InputError
 from qsim.kspace import Corrupted, Stage, apply_chain, as_records, draw_chain, to_image, to_kspace, with_spacing
-from qsim.kspace.artefacts.base import Artefact
+from qsim.kspace.artefacts.base import Artefact, Drawn
 
 Progress = Callable[[int, int], None]
 Record = dict[str, Any]
@@ -54,9 +56,10 @@ def corrupt_file(job: Job, config: CorruptConfig, progress: Progress | None = No
     try:
         scan = source.read()
         _check_form(job, scan)
-        artefacts = fitted(config.artefact_list, scan, job.slices)
-        tell(1, _STEPS)
-        result = _corrupted(scan, artefacts, job)
+        with _naming(job.config):
+            artefacts = fitted(config.artefact_list, scan, job.slices)
+            tell(1, _STEPS)
+            result = _corrupted(scan, artefacts, job)
         tell(2, _STEPS)
         values, dtype, scaled = _output(result.values, scan, job)
         record = {
@@ -64,7 +67,7 @@ def corrupt_file(job: Job, config: CorruptConfig, progress: Progress | None = No
             **({} if scaled is None else {"scale": scaled}),
             "change": _change(result.before, result.after),
         }
-        with _together(job.files) as partial:
+        with _together(job.files, job.stale_picture) as partial:
             source.write(values, partial[job.out])
             tell(3, _STEPS)
             record["output"] = {
@@ -89,12 +92,28 @@ def _silent(done: int, total: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """Images before and after, the values of the file's own domain, and the chain's report."""
+    """Images before and after, the values of the file's own domain, all that was drawn, the chain's report, notes.
+
+    The chain holds what had an effect: of the draws, what falls on measured samples.
+    """
 
     before: Complex[Tensor, "n c *space"]
     after: Complex[Tensor, "n c *space"]
     values: Complex[Tensor, "n c *space"]
+    drawn: tuple[Drawn | None, ...]
     chain: Corrupted
+    assumed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@contextmanager
+def _naming(config: str) -> Iterator[None]:
+    """The config's name before the path of a field that does not fit the image."""
+    try:
+        yield
+    except InputError as error:
+        named = config and str(error).startswith(("artefacts[", "artefacts:"))
+        raise InputError(f"{config}: {error}" if named else str(error)) from None
 
 
 def _check_files(job: Job, source: ScanFile) -> None:
@@ -117,6 +136,8 @@ def _check_files(job: Job, source: ScanFile) -> None:
             raise InputError(f"{option}: {file} is a folder")
         if file.exists() and not job.overwrite:
             raise InputError(f"{option}: {file} exists already; add --overwrite to replace it")
+    if job.stale_picture is not None and not job.overwrite:
+        raise InputError(f"--out: {job.stale_picture} is of an earlier run; add --overwrite to remove it")
     if len(set(job.files)) < len(job.files):
         raise InputError(f"--picture: {drawn} is an output already; name another file")
     if job.scale not in (None, "01"):
@@ -167,30 +188,34 @@ def fitted(artefacts: Sequence[Artefact[Any]], scan: Scan, slices: bool) -> tupl
 def _corrupted(scan: Scan, artefacts: Sequence[Artefact[Any]], job: Job) -> _Result:
     values = torch.from_numpy(scan.values)
     axes = tuple(range(-len(scan.axes), 0))
-    before = to_image(values, axes) if scan.domain == "kspace" else values
+    # measured samples are transformed in double precision, so that those that nothing touches can be told
+    before = to_image(values.to(torch.complex128), axes) if scan.domain == "kspace" else values
     # slices of one volume count as images of a series; those of a series share its draws, as coils do
     alone = job.slices and before.shape[0] == 1
     given = before.movedim(2, 0)[:, 0] if alone else before
-    drawn = draw_chain(artefacts, tuple(given.shape), Streams(job.seed, 0).rng)
-    chain = apply_chain(given, artefacts, drawn)
+    drawn = computed(artefacts, lambda n: draw_chain(artefacts[:n], tuple(given.shape), Streams(job.seed, 0).rng))
+    acting = drawn
+    assumed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    if scan.sampled is not None:
+        reaching = effective(drawn, scan.sampled)
+        acting, notes = reaching.drawn, reaching.notes
+        assumed = noise_notes(artefacts, drawn, scan.sampled)
+    chain = computed(artefacts, lambda n: apply_chain(given, artefacts[:n], acting[:n]))
     if not any(chain.severity):
         # nothing happened: the file's own values, without the rounding of two transforms
-        return _Result(before, before, values, chain)
+        return _Result(before, before, values, drawn, chain, assumed, notes)
     after = chain.images[:, None].movedim(0, 2) if alone else chain.images
     if scan.domain == "image":
-        _check_result(job, after)
-        return _Result(before, after, after, chain)
-    kspace = to_kspace(after, axes)
-    if scan.sampled is not None:
-        # what was not measured holds no artefact either
-        kspace = kspace * torch.from_numpy(scan.sampled)
-        after = to_image(kspace, axes)
-    _check_result(job, kspace)
-    return _Result(before, after, kspace, chain)
-
-
-def _check_result(job: Job, values: Tensor) -> None:
-    check_finite(f"{job.image}: what comes out", values.numpy())
+        require_finite(after)
+        return _Result(before, after, after, drawn, chain, assumed, notes)
+    require_finite(after)
+    written = merged(values, to_kspace(before, axes), to_kspace(after, axes), scan.sampled)
+    require_finite(written)
+    if torch.equal(written, values):
+        notes = (*notes, "no sample of k-space has changed")
+        return _Result(before, before, values, drawn, chain, assumed, notes)
+    return _Result(before, to_image(written.to(before.dtype), axes), written, drawn, chain, assumed, notes)
 
 
 def _output(
@@ -200,7 +225,9 @@ def _output(
     array: Inexact[np.ndarray, "n c *space"] = values.resolve_conj().numpy()
     if scan.domain == "kspace" or _form(job, scan) == "complex":
         return array, str(array.dtype), None
-    array = np.abs(array)
+    with np.errstate(over="ignore"):
+        array = np.abs(array)
+    require_finite(torch.from_numpy(array))
     if job.scale is None:
         return array, str(array.dtype), None
     low, high = float(array.min()), float(array.max())
@@ -210,8 +237,8 @@ def _output(
 
 
 def _combined(images: Complex[Tensor, "n c *space"]) -> Float[Tensor, "n *space"]:
-    """Magnitude; of several coils the root of the sum of squares."""
-    return images.abs()[:, 0] if images.shape[1] == 1 else images.abs().square().sum(1).sqrt()
+    """Magnitude; of several coils the root of the sum of squares, which single precision may not hold."""
+    return images.abs()[:, 0] if images.shape[1] == 1 else images.abs().double().square().sum(1).sqrt()
 
 
 def _change(before: Complex[Tensor, "n c *space"], after: Complex[Tensor, "n c *space"]) -> float | None:
@@ -247,10 +274,14 @@ def _told(
         "seed": job.seed,
         "slices": job.slices,
         "artefacts": used,
-        "drawn": as_records(artefacts, result.chain.drawn),
+        "drawn": [
+            {**drawn, "severity": severity} if drawn["applied"] else drawn
+            for drawn, severity in zip(as_records(artefacts, result.drawn), result.chain.severity, strict=True)
+        ],
         "severity": list(result.chain.severity),
         "facts": [dict(facts) for facts in result.chain.facts],
-        "assumed": list(scan.assumed),
+        "assumed": [*scan.assumed, *result.assumed],
+        "notes": list(result.notes),
         "versions": {"qsim": __version__, "torch": str(torch.__version__), "numpy": np.__version__},
     }
 
@@ -272,8 +303,9 @@ def _draw(file: Path, result: _Result, scan: Scan, artefacts: Sequence[Artefact[
         for artefact, drawn, severity in zip(artefacts, result.chain.drawn, result.chain.severity, strict=True)
     ]
     picture(
-        before.numpy(),
-        after.numpy(),
+        # squares may be larger than single precision holds
+        before.to(torch.complex128).numpy(),
+        after.to(torch.complex128).numpy(),
         title=f"{where}: severity of {', '.join(happened)}",
         axes=scan.axes[-2:],
         spacing_mm=(float(spacing[0]), float(spacing[1])),
@@ -282,13 +314,15 @@ def _draw(file: Path, result: _Result, scan: Scan, artefacts: Sequence[Artefact[
 
 
 @contextmanager
-def _together(files: Sequence[Path]) -> Iterator[dict[Path, Path]]:
-    """Names to write to, renamed when all are written: no file is ever there in half."""
+def _together(files: Sequence[Path], stale: Path | None) -> Iterator[dict[Path, Path]]:
+    """Names to write to, renamed when all are written: no file is ever there in half, and no stale one beside them."""
     partial = {file: file.with_name(f".{os.getpid()}.partial.{file.name}") for file in files}
     try:
         yield partial
         for file, written in partial.items():
             written.replace(file)
+        if stale is not None:
+            stale.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{files[0]}: cannot be written ({error.strerror or error})") from None
     finally:

@@ -12,6 +12,9 @@ from qsim.kspace import ARTEFACTS
 from qsim.kspace.artefacts.base import Artefact
 from qsim.kspace.chain import check_order
 
+# a data set has these, an image not
+_OF_A_DATA_SET = {"phantom", "tissues", "model", "patch"}
+
 
 class CorruptConfig(RootConfig):
     """What is done to an image.
@@ -23,6 +26,13 @@ class CorruptConfig(RootConfig):
 
     artefacts: Annotated[tuple[_union(ARTEFACTS), ...], Field(min_length=1)]  # type: ignore[valid-type]
     seed: Seed | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_other_config(cls, mapping: Any) -> Any:
+        if isinstance(mapping, dict) and not _OF_A_DATA_SET.isdisjoint(mapping):
+            raise ValueError("this is a config of qsim generate; qsim corrupt takes its `artefacts` and a seed")
+        return mapping
 
     @model_validator(mode="after")
     def _in_order(self) -> "CorruptConfig":
@@ -43,6 +53,7 @@ class Job:
         image: path, with what is meant inside after a colon.
         out: the file to write, of the format of the image.
         seed: of the draws.
+        config: what the config is called where its artefacts do not fit the image.
         kspace: a NumPy file holds k-space.
         slices: slices were acquired one by one: artefacts act on the last two axes.
         magnitude: write magnitudes (True) or complex images (False); None: as the file holds.
@@ -57,6 +68,7 @@ class Job:
     image: str
     out: Path
     seed: int
+    config: str = ""
     kspace: bool = False
     slices: bool = False
     magnitude: bool | None = None
@@ -83,6 +95,12 @@ class Job:
         if not self.with_picture:
             return None
         return self.picture or self.out.with_name(f"{self.stem}_corrupt.png")
+
+    @property
+    def stale_picture(self) -> Path | None:
+        """A picture of an earlier run that would stay beside the new image."""
+        beside = self.out.with_name(f"{self.stem}_corrupt.png")
+        return beside if beside not in self.files and beside.is_file() else None
 
     @property
     def files(self) -> tuple[Path, ...]:

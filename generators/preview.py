@@ -13,6 +13,7 @@ from jaxtyping import Float, Shaped, UInt8
 
 from generators.schema import ParameterRow
 from generators.store import PatchStore, StoredSamples
+from qsim.kspace.artefacts.base import Stage
 from qsim.kspace.noise import snr_of
 from qsim.parameters import RELAXATION_TIMES
 
@@ -196,6 +197,12 @@ def shown(value: float | None, unit: str) -> str:
     return f"{1000 * value:.0f} ms" if unit == "s" else f"{value:.3g} {unit}".removesuffix(" 1")
 
 
+def snr_label(store: PatchStore) -> str:
+    """What the SNR of the config's noise is called; artefacts may hold noise of their own."""
+    noisy = any(artefact.stage == Stage.NOISE for artefact in store.config.artefact_list)
+    return "SNR before artefacts" if noisy else "SNR"
+
+
 def megabytes(size: int) -> str:
     """A size as tables print it."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
@@ -215,6 +222,7 @@ def write_page(store: PatchStore, summary: Summary, file: Path) -> None:
         summary=asdict(summary),
         attributes=attributes.model_dump(),
         name=store.path.name,
+        snr_label=snr_label(store),
         times_ms=", ".join(f"{1000 * time:g}" for time in attributes.times_s),
         patches=_png(draw_patches(store, picture)),
         histograms=_png(draw_histograms(store, some)),
@@ -306,8 +314,10 @@ def draw_patches(store: PatchStore, samples: StoredSamples) -> "Figure":
         bar.ax.tick_params(labelsize=7)
         bar.ax.locator_params(nbins=4)
 
+    # the row is low: what is long stands on two lines
+    label = snr_label(store).replace(" before", "\nbefore")
     for row in range(rows):
-        axes[row, 0].set_ylabel(f"SNR {snr_of(float(samples.sigma[row])):.1f}", fontsize=8)
+        axes[row, 0].set_ylabel(f"{label} {snr_of(float(samples.sigma[row])):.1f}", fontsize=8)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
@@ -361,7 +371,7 @@ def draw_histograms(store: PatchStore, samples: StoredSamples) -> "Figure":
     axes[-1].xaxis.set_major_locator(FixedLocator([x for x in _SNR_TICKS if edges[0] <= x <= edges[-1]]))
     axes[-1].xaxis.set_major_formatter("{x:g}")
     axes[-1].xaxis.set_minor_locator(NullLocator())
-    axes[-1].set_xlabel("SNR = 0.65 / sigma")
+    axes[-1].set_xlabel(f"{snr_label(store)} = 0.65 / sigma")
     axes[-1].set_ylabel("samples")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)

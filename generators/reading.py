@@ -133,7 +133,7 @@ def describe(error: ValidationError, mapping: Mapping[str, Any], root: type[Base
         here, path = _locate(mistake["loc"], mapping, mistake["type"])
         if path is not None:
             lines[_sentence(path, here, mistake, root)] = None
-    return [*lines, *_not_offered(mistakes, mapping)]
+    return [*lines, *_not_offered(mistakes, everything, mapping)]
 
 
 def _of_amounts(mistakes: Sequence[ErrorDetails], mapping: Mapping[str, Any]) -> tuple[list[ErrorDetails], list[str]]:
@@ -158,7 +158,9 @@ def _of_amounts(mistakes: Sequence[ErrorDetails], mapping: Mapping[str, Any]) ->
             kept.append(mistake)
         elif not isinstance(given, dict) or not _mixed(above, mistakes):
             _, path = _locate(above, mapping, "")
-            sentences.append(f"{path}: got {_short(given)}, wanted {_alternatives(at[above], _mixed(above, mistakes))}")
+            if path is not None:
+                wanted = _alternatives(at[above], _mixed(above, mistakes))
+                sentences.append(f"{path}: got {_short(given)}, wanted {wanted}")
     return kept, sentences
 
 
@@ -199,8 +201,14 @@ def _has_wrong_items(of: ErrorDetails, mistakes: Sequence[ErrorDetails]) -> bool
     return any(len(other["loc"]) > depth and other["loc"][:depth] == of["loc"] for other in mistakes)
 
 
-def _not_offered(mistakes: Sequence[ErrorDetails], mapping: Mapping[str, Any]) -> list[str]:
-    """One line for each union none of whose members has the user's `kind`: they all complain of it."""
+def _not_offered(
+    mistakes: Sequence[ErrorDetails], everything: Sequence[ErrorDetails], mapping: Mapping[str, Any]
+) -> list[str]:
+    """One line for each union none of whose members has the user's `kind`: they all complain of it.
+
+    Args:
+        everything: mistakes, those of values that may be a number or a distribution included.
+    """
     offered: dict[tuple[int | str, ...], dict[str, Any]] = {}
     for mistake in mistakes:
         *above, member, key = mistake["loc"] if len(mistake["loc"]) > 1 else ("", "")
@@ -209,9 +217,12 @@ def _not_offered(mistakes: Sequence[ErrorDetails], mapping: Mapping[str, Any]) -
     lines = []
     for union, members in offered.items():
         first = next(iter(members))
-        tried = {mistake["loc"][len(union)] for mistake in mistakes if mistake["loc"][: len(union)] == union}
-        if tried <= set(members):
-            _, path = _locate((*union, _PLAIN_UNIONS[first][0]), mapping, "literal_error")
+        depth = len(union)
+        tried = {one["loc"][depth] for one in everything if len(one["loc"]) > depth and one["loc"][:depth] == union}
+        # of a value that may be a number too
+        tried = {member for member in tried if str(member) not in _PLAIN and not str(member).startswith(_SEVERAL)}
+        _, path = _locate((*union, _PLAIN_UNIONS[first][0]), mapping, "literal_error")
+        if tried <= set(members) and path is not None:
             names = ", ".join(repr(_PLAIN_UNIONS[member][1]) for member in members)
             lines.append(f"{path}: got {members[first]!r}, wanted one of {names}")
     return lines
@@ -263,6 +274,8 @@ def _sentence(path: str, here: Any, mistake: ErrorDetails, root: type[BaseModel]
             # the message names the field itself
             return path.removesuffix(name) + text
         return f"{path}.{text}"
+    if kind == "tuple_type" and path == "artefacts":
+        return f"{path}: got {_short(given)}, wanted a list of artefacts, each a mapping with a kind"
     if kind == "too_short" and path == "artefacts":
         return f"{path}: empty; name at least one"
     return f"{path}: {message[0].lower()}{message[1:]}, got {_short(given)}"

@@ -225,6 +225,8 @@ class NiftiFile:
             assumed = (f"the phase in {self.phase.name} is in radians: its values lie in [-pi, pi]",)
         elif real:
             assumed = ("the sign is taken as a phase of 0 or pi" if self.signed else ZERO_PHASE,)
+        if "n" in layout.letters and layout.shape[3] > 1:
+            assumed = (*assumed, f"the last axis is taken as {layout.shape[3]} images")
         return Scan(
             layout.arranged(values),
             "image",

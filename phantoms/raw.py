@@ -103,9 +103,14 @@ def _layout(name: str, shape: Sequence[int], axes: str | None) -> tuple[Layout, 
     """The layout, and a sentence about it if it was not given."""
     extent = tuple(int(size) for size in shape)
     letters = axes or _BY_NUMBER.get(len(extent))
-    if letters is None or len(letters) != len(extent):
-        given = f"--axes {axes}" if axes else "--axes, such as ncyx for slices, coils, y, x"
-        raise InputError(f"{name}: an array of shape {extent} has {len(extent)} axes; wanted {given}")
+    count = "1 axis" if len(extent) == 1 else f"{len(extent)} axes"
+    if letters is None:
+        raise InputError(
+            f"{name}: its array of shape {extent} has {count}; name them with --axes, such as ncyx for slices, "
+            "coils, y, x"
+        )
+    if len(letters) != len(extent):
+        raise InputError(f"{name}: --axes {letters} names {len(letters)} axes, its array of shape {extent} has {count}")
     told = f"the axes of shape {extent} are {' '.join(letters)}; --axes says otherwise"
     return layout_of(name, extent, letters), "" if axes or len(extent) == 2 else told
 
@@ -268,6 +273,11 @@ class Hdf5File:
                 return np.asarray(file[name][()])
 
         array = reading(str(self.path), load)
+        if array.dtype.kind in "fiu":
+            raise InputError(
+                f"{self.path}:{name}: k-space must be complex64 or complex128, got {array.dtype}; images in HDF5 are "
+                "not read, save them as NumPy or NIfTI"
+            )
         layout, told = self._placed(array.shape, name)
         return _kspace(f"{self.path}:{name}", array, layout, told)
 

@@ -7,6 +7,8 @@ transformed that are not there yet. Neighbours thereby share transforms, and one
 Inside, transforms are orthonormal (`fourier.py`) but not centred: image axes keep the order of the voxels, k axes
 stand in the order of the FFT, k = 0 first. A factor per sample is the same in either; `line_order` gives the k of
 each sample. Nothing outside artefacts sees this order.
+
+Artefacts are not differentiable: they work in place and look at values. Images that require grad are refused.
 """
 
 from collections.abc import Collection, Mapping
@@ -43,6 +45,15 @@ def line_order(n: int, device: torch.device | str = "cpu") -> Int[Tensor, " n"]:
     return torch.fft.ifftshift(torch.arange(n, device=device) - n // 2)
 
 
+def require_detached(name: str, values: Tensor) -> None:
+    """Refuse a tensor whose gradient is asked for.
+
+    Raises: ValueError, starting with the name.
+    """
+    if values.requires_grad:
+        raise ValueError(f"{name} must not require grad, as artefacts are not differentiable; call .detach() first")
+
+
 @dataclass(frozen=True, slots=True)
 class Acquired:
     """Images, some of whose axes are in k-space.
@@ -66,14 +77,15 @@ class Acquired:
         Args:
             images: the first axis counts images, the axes between it and space coils.
             ndim: axes of space; all but the first if None.
-        Raises: ValueError if they are real, empty, not finite, or of too few axes.
+        Raises: ValueError if they are real, empty, not finite, require grad, or are of too few axes.
         """
+        require_detached("images", images)
         require_complex(images)
         space = space_of(tuple(images.shape), ndim)
         lead = tuple(images.shape[: images.ndim - len(space)])
         count = lead[0] if lead else 1
-        # one layout in memory, so that the last bits do not depend on that of the images
-        return cls(images.contiguous().reshape(count, prod(lead[1:]), *space), lead=lead)
+        # a conjugate that is not yet made is made; one layout in memory, so that the last bits do not depend on theirs
+        return cls(images.resolve_conj().resolve_neg().contiguous().reshape(count, prod(lead[1:]), *space), lead=lead)
 
     @property
     def space(self) -> tuple[int, ...]:

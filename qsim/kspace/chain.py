@@ -16,8 +16,8 @@ from torch import Tensor
 
 from qsim.distributions import Streams
 from qsim.errors import InputError
-from qsim.kspace.acquired import Acquired, Json
-from qsim.kspace.artefacts.base import Artefact, Drawn, as_json
+from qsim.kspace.acquired import Acquired, Json, require_detached
+from qsim.kspace.artefacts.base import Artefact, Drawn, as_json, check_drawn
 from qsim.kspace.fourier import require_complex
 
 Rng = Callable[[str], np.random.Generator]
@@ -80,10 +80,15 @@ def draw_chain(artefacts: Sequence[Artefact[Any]], shape: tuple[int, ...], rng: 
 def apply_chain(
     images: Complex[Tensor, "*lead_and_space"], artefacts: Sequence[Artefact[Any]], drawn: Sequence[Drawn | None]
 ) -> Corrupted:
-    """Apply what was drawn; the same draws give the same images."""
+    """Apply what was drawn; the same draws give the same images.
+
+    Raises: ValueError if images are real, empty, not finite or require grad; InputError if artefacts are out of order,
+        or a draw is that of another artefact.
+    """
     if len(artefacts) != len(drawn):
         raise ValueError(f"drawn: got {len(drawn)} for {len(artefacts)} artefacts")
     check_order(artefacts)
+    require_detached("images", images)
     require_complex(images)
     facts: list[Mapping[str, Json]] = []
     acquired: Acquired | None = None
@@ -92,6 +97,10 @@ def apply_chain(
         if chosen is None:
             facts.append({})
             continue
+        try:
+            check_drawn(artefact, chosen)
+        except ValueError as error:
+            raise InputError(f"artefacts[{number}]: {error}") from None
         if acquired is None or artefact.ndim != ndim:
             acquired = Acquired.of(images if acquired is None else acquired.images(), artefact.ndim)
             ndim = artefact.ndim

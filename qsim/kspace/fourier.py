@@ -7,6 +7,8 @@ Centred: the origin of the image is voxel N // 2, k = 0 stands at sample N // 2,
 (N - 1) // 2 [cycles per field of view]. Orthonormal: energy is the same on both sides (Parseval), and white noise of
 one sigma in k-space is white noise of that sigma in the image. Any axes, even and odd sizes.
 
+`to_kspace`, `to_image` and `magnitude` are differentiable; artefacts are not.
+
 Measured k-space read from a file is brought to this order before anything else is done with it.
 """
 

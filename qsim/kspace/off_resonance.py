@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from qsim.kspace.acquired import Acquired
+from qsim.kspace.acquired import Acquired, require_detached
 from qsim.kspace.artefacts.base import check_axis
 from qsim.kspace.nonuniform import moved_transform
 
@@ -62,6 +62,7 @@ def distort(
     """
     if not delta_b0.is_floating_point():
         raise ValueError(f"delta_b0 must be real and of floating point [Hz], got {delta_b0.dtype}")
+    require_detached("delta_b0", delta_b0)
     if delta_b0.ndim not in (2, 3):
         raise ValueError(f"delta_b0 must have 2 or 3 axes of space, got {tuple(delta_b0.shape)}")
     acquired = Acquired.of(images, delta_b0.ndim)

@@ -18,6 +18,11 @@ from torch import Tensor
 
 from qsim.kspace.fourier import require_complex
 
+# of an SNR of images [dB]: sigma 1e10 times the signal, or 1e-10 of it
+LARGEST_SNR_DB = 200.0
+# of any ratio [dB]: its power still has a number
+_LARGEST_DB = 3000.0
+
 
 def to_decibels(power_ratio: float) -> float:
     """10 log10(ratio of powers) [dB].
@@ -29,7 +34,11 @@ def to_decibels(power_ratio: float) -> float:
 
 
 def from_decibels(decibels: float) -> float:
-    """Ratio of powers, 10^(dB / 10) [1]."""
+    """Ratio of powers, 10^(dB / 10) [1].
+
+    Raises: ValueError beyond 3000 dB of either sign.
+    """
+    _require_within("decibels", decibels, _LARGEST_DB)
     return float(10 ** (decibels / 10))
 
 
@@ -43,7 +52,11 @@ def amplitude_to_decibels(ratio: float) -> float:
 
 
 def amplitude_from_decibels(decibels: float) -> float:
-    """Ratio of amplitudes, 10^(dB / 20) [1]."""
+    """Ratio of amplitudes, 10^(dB / 20) [1].
+
+    Raises: ValueError beyond 3000 dB of either sign.
+    """
+    _require_within("decibels", decibels, _LARGEST_DB)
     return float(10 ** (decibels / 20))
 
 
@@ -60,7 +73,11 @@ def amplitude_snr_db(signal: float, sigma: float) -> float:
 
 
 def sigma_of_amplitude_snr_db(signal: float, snr_db: float) -> float:
-    """sigma = signal / 10^(dB / 20) [units of the images]."""
+    """sigma = signal / 10^(dB / 20) [units of the images].
+
+    Raises: ValueError beyond 200 dB of either sign, or if the signal is not positive.
+    """
+    _require_within("snr_db", snr_db, LARGEST_SNR_DB)
     _require_positive("signal", signal)
     return signal / amplitude_from_decibels(snr_db)
 
@@ -90,12 +107,18 @@ def power_snr_db(images: Complex[Tensor, "*s"], sigma: float) -> float:
 def sigma_of_power_snr_db(images: Complex[Tensor, "*s"], snr_db: float) -> float:
     """sigma = sqrt(mean |m|^2 / (2 10^(dB / 10))) [units of the images].
 
-    Raises: ValueError if the images are 0 everywhere: no sigma gives them an SNR.
+    Raises: ValueError beyond 200 dB of either sign, or if the images are 0 everywhere: no sigma gives them an SNR.
     """
+    _require_within("snr_db", snr_db, LARGEST_SNR_DB)
     power = mean_power(images)
     if power == 0:
-        raise ValueError("snr_db: images that are 0 everywhere have no SNR; give sigma")
+        raise ValueError("snr_db: images that are 0 everywhere have no SNR; give sigma, or leave empty images out")
     return sqrt(power / (2 * from_decibels(snr_db)))
+
+
+def _require_within(name: str, decibels: float, largest: float) -> None:
+    if not -largest <= decibels <= largest:
+        raise ValueError(f"{name} must lie in [{-largest:g}, {largest:g}] dB, got {decibels:g}")
 
 
 def _require_positive(name: str, number: float) -> None:

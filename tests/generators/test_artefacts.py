@@ -163,6 +163,34 @@ def test_what_cannot_be_is_refused(changes, message):
         config(**changes)
 
 
+@pytest.mark.parametrize(
+    ("artefact", "message"),
+    [
+        ({**SPIKE, "amplitude": True}, "amplitude must be a finite number or a pair of them, got True"),
+        ({**SPIKE, "amplitude": "2"}, "amplitude must be a finite number or a pair of them, got '2'"),
+        ({**SPIKE, "amplitude": [True, 2]}, r"amplitude\[0\] must be a finite number.*, got True"),
+        ({**SPIKE, "amplitude": {"kind": "uniform", "low": "1", "high": 2}}, "amplitude.low must be a finite number"),
+        ({**SPIKE, "spikes": True}, "spikes must be a whole number or a pair of them, got True"),
+        ({**SPIKE, "per_image": 1.0}, "per_image must be true or false, got 1.0"),
+        ({**SPIKE, "probability": True}, "probability must be a finite number, got True"),
+        ({"kind": "k_space_noise", "sigma": "1e-3"}, r"sigma must be .*, got '1e-3' \(YAML .* write 1.0e-3\)"),
+        (
+            {"kind": "distortion", "delta_b0": 9, "bandwidth": 9, "te": 0.01, "phase": "no"},
+            "phase must be true or false",
+        ),
+    ],
+)
+def test_truths_and_texts_are_no_numbers(artefact, message):
+    with pytest.raises(ValueError, match=rf"artefacts\[1\]\.{message}"):
+        config(artefacts=[{"kind": "bias_field", "strength": 0.1}, artefact])
+
+
+def test_a_whole_number_and_its_float_are_one_config():
+    whole, real = (config(artefacts=[{**SPIKE, "amplitude": number}]) for number in (2, 2.0))
+    assert whole.digest == real.digest
+    assert config(artefacts=[{**SPIKE, "amplitude": 3}]).digest != real.digest
+
+
 def test_a_study_refuses_noise_that_its_bound_does_not_know():
     c = config(artefacts=[{"kind": "k_space_noise", "sigma": 0.01}])
     assert isinstance(c, GeneratorConfig)

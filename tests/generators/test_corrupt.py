@@ -17,11 +17,15 @@ import yaml
 from typer.testing import CliRunner
 
 from generators import cli
-from generators.before_after import _largest
+from generators.before_after import _largest, picture
+from generators.build import build
 from generators.corrupt_config import CorruptConfig
 from qsim.distributions import Streams
 from qsim.errors import InputError
+from qsim.evaluation.pages.summary import headline
 from qsim.kspace import RFSpike, apply_chain, draw_chain, to_kspace
+from tests.generators.test_sample import config as data_set
+from tests.qsim.test_summary import SNRS, subject
 
 SPIKE = {"kind": "rf_spike", "amplitude": 0.5}
 NOISE = {"kind": "k_space_noise", "snr_db": 10}
@@ -33,6 +37,7 @@ app = typer.Typer()
 app.command("corrupt")(cli.corrupt)
 # with a second command typer reads the name of the first
 app.command("verify")(cli.verify)
+app.command("inspect")(cli.inspect)
 
 
 class Qsim:
@@ -307,8 +312,8 @@ def test_ismrmrd_spike_is_one_sample_of_the_file(qsim, tmp_path, data_folder):
     assert np.unravel_index(change.argmax(), change.shape) == place
     assert change[place] == pytest.approx(0.5 * np.abs(lines[0]).max(), rel=1e-5)
     change[place] = 0
-    # the rest is the rounding of two transforms in single precision
-    assert change.max() < 1e-5 * np.abs(lines[0]).max()
+    # bit by bit
+    assert not change.any()
 
 
 def test_what_was_not_measured_stays_zero(qsim, tmp_path, data_folder):
@@ -405,6 +410,13 @@ def test_bad_input_is_one_line_and_nothing_is_left_behind(qsim, tmp_path):
     deep = config(tmp_path, {**SPIKE, "ndim": 3}, name="deep.yaml", seed=1)
     axis = config(tmp_path, {"kind": "low_pass", "factor": 2, "axes": [-4]}, name="axis.yaml", seed=1)
     field = config(tmp_path, {"kind": "bias_field", "strength": 1}, name="field.yaml", seed=1)
+    whole = config(tmp_path, SPIKE, name="whole.yaml", seed=1, phantom={"kind": "x"}, samples=3, patch=[3, 4])
+    text, none = tmp_path / "text.yaml", tmp_path / "none.yaml"
+    text.write_text("artefacts: gibbs\nseed: 1\n")
+    none.write_text("artefacts:\nseed: 1\n")
+    large = config(tmp_path, {**SPIKE, "amplitude": 1e100}, name="large.yaml", seed=1)
+    np.save(tmp_path / "k.npy", np.ones((9, 8), np.complex64))
+    np.save(tmp_path / "gaps3.npy", np.stack([gaps, gaps]))
     image, out = tmp_path / "in.nii", tmp_path / "out.nii"
     before = sorted(tmp_path.iterdir())
     for arguments, message in (
@@ -415,19 +427,39 @@ def test_bad_input_is_one_line_and_nothing_is_left_behind(qsim, tmp_path):
         ((tmp_path / "nan.nii", good, out), "nan.nii: NaN or infinity in 3 of 504 voxels"),
         ((tmp_path / "real.npy", good, tmp_path / "o.npy", "--kspace"), "real.npy: k-space must be complex64"),
         ((tmp_path / "flat.npy", good, tmp_path / "o.npy"), "flat.npy: has an empty axis, its shape is (0, 5)"),
-        ((tmp_path / "gaps.npy", field, tmp_path / "o.npy", "--kspace"), "artefacts[0]: bias_field changes the object"),
+        (
+            (tmp_path / "gaps.npy", field, tmp_path / "o.npy", "--kspace"),
+            "field.yaml: artefacts[0]: bias_field changes the object",
+        ),
         ((tmp_path / "gaps.npy", good, tmp_path / "o.npy", "--kspace", "--magnitude"), "is k-space and stays complex"),
         ((image, tmp_path / "missing.yaml", out), "missing.yaml: cannot be read"),
         ((image, no_seed, out), "--seed: missing; give one, or `seed:` in"),
+        ((image, no_seed, out, "--seed", "1.5"), "--seed: got '1.5', wanted a whole number"),
+        ((image, good, out, "--magnitude", "--complex"), "--magnitude: does not go with --complex"),
+        ((image, whole, out), "whole.yaml: this is a config of qsim generate; qsim corrupt takes its `artefacts` and"),
+        ((image, text, out), "text.yaml: artefacts: got 'gibbs', wanted a list of artefacts"),
+        ((image, none, out), "none.yaml: artefacts: got None, wanted a list of artefacts"),
+        (
+            (image, large, out),
+            "large.yaml: artefacts: what comes out is not finite in single precision; lower their strengths",
+        ),
+        (
+            (tmp_path / "k.npy", large, tmp_path / "o.npy", "--kspace"),
+            "large.yaml: artefacts: what comes out is not finite in single precision",
+        ),
+        (
+            (tmp_path / "gaps3.npy", good, tmp_path / "o.npy", "--kspace", "--slices"),
+            "artefacts[0].ndim: a spike is one sample of k-space, which has 3 axes here and gaps",
+        ),
         ((image, no_seed, out, "--seed", -1), "--seed: must lie in [0, 2^63), got -1"),
         ((image, late, out), "late.yaml: artefacts[1]: rf_spike (interference) cannot follow k_space_noise"),
         ((image, wrong, out), "wrong.yaml: artefacts[0].amplitude must be at least 0, got -1"),
-        ((image, word, out), "word.yaml: artefacts[0].amplitude: got 'loud', wanted a number, a pair [low, high] or"),
+        ((image, word, out), "word.yaml: artefacts[0].amplitude"),
         ((image, unknown, out), "unknown.yaml: artefacts[0].kind: got 'spark', wanted one of"),
         ((image, misspelt, out), "misspelt.yaml: artefacts[0].amplitud: unknown key; did you mean amplitude?"),
         ((image, empty, out), "empty.yaml: artefacts: empty; name at least one"),
-        ((tmp_path / "slice.nii", deep, out), "artefacts[0].ndim: got 3, but the image is made of slices"),
-        ((image, axis, out), "artefacts[0].axes: axis -4 does not exist"),
+        ((tmp_path / "slice.nii", deep, out), "deep.yaml: artefacts[0].ndim: got 3, but the image is made of slices"),
+        ((image, axis, out), "axis.yaml: artefacts[0].axes: axis -4 does not exist"),
         ((image, good, tmp_path / "there.nii"), "there.nii exists already; add --overwrite"),
         ((image, good, image, "--overwrite"), "in.nii is the input itself"),
         ((image, good, tmp_path / "out.npy"), "must end in .nii, as in.nii does"),
@@ -492,6 +524,199 @@ def test_overwrite_replaces_all_three(qsim, tmp_path):
         "corrupt", tmp_path / "in.nii", "--config", chosen, "--out", tmp_path / "out.nii", "--overwrite", picture=True
     )
     assert all((tmp_path / file).read_bytes() != b"old" for file in ("out.nii", "out_corrupt.json", "out_corrupt.png"))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_strength_that_cannot_be_computed_is_named(qsim, tmp_path):
+    # the check of signatures would look at the severity itself
+    nifti(tmp_path / "in.nii", brain(9, 8, 7))
+    sudden = {"kind": "motion", "line_time": 0.01, "trajectory": {"kind": "sudden", "translation": 1e300}}
+    for artefacts, message in (
+        ((SPIKE, {**SPIKE, "amplitude": 1e300}, NOISE), "artefacts[1]: rf_spike is too strong to be computed"),
+        ((sudden, SPIKE), "artefacts[0]"),
+    ):
+        chosen = config(tmp_path, *artefacts, seed=1)
+        code, _, said = qsim("corrupt", tmp_path / "in.nii", "--config", chosen, "--out", tmp_path / "out.nii")
+        assert (code, len(said.splitlines())) == (2, 1), said
+        assert f"{chosen}: {message}" in said
+
+
+TRAJECTORY = {"kind": "breathing", "period": 4, "translation": 3, "axis": -2}
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "message"),
+    [
+        ({"translation": 1}, "trajectory.kind: missing"),
+        ({}, "trajectory.kind: missing"),
+        ({**TRAJECTORY, "translation": "foo"}, "trajectory.translation"),
+        ({**TRAJECTORY, "translation": {"kind": "unifor", "low": 3}}, "translation.kind: got 'unifor', wanted one of"),
+        ({**TRAJECTORY, "translation": {"kind": "uniform", "low": 3}}, "trajectory.translation.high: missing"),
+        ({**TRAJECTORY, "translation": [1, 2, 3]}, "trajectory.translation: got [1, 2, 3], wanted a number, a pair"),
+        ({"kind": "sudden", "events": 1.5}, "trajectory.events"),
+        ({"kind": "sudden", "translatio": 1}, "trajectory.translatio: unknown key; did you mean translation?"),
+        ({"kind": "jump", "translation": [1, 2, 3]}, "trajectory.kind: got 'jump', wanted one of 'sudden', 'drift'"),
+    ],
+)
+def test_a_wrong_trajectory_is_one_true_line(qsim, tmp_path, trajectory, message):
+    nifti(tmp_path / "in.nii", brain(9, 8, 7))
+    chosen = config(tmp_path, {"kind": "motion", "line_time": 0.01, "trajectory": trajectory}, seed=1)
+    code, _, said = qsim("corrupt", tmp_path / "in.nii", "--config", chosen, "--out", tmp_path / "out.nii")
+    assert (code, len(said.splitlines())) == (2, 1), said
+    assert f"{chosen}: artefacts[0]." in said
+    assert message in said
+
+
+def gappy(folder: Path, *measured: np.ndarray, coils: int = 3) -> np.ndarray:
+    """k-space of images of which samples are missing, saved as ncyx."""
+    rng = np.random.default_rng(7)
+    shape = (len(measured), coils, *measured[0].shape)
+    kspace = (rng.normal(size=shape) + 1j * rng.normal(size=shape)) * np.stack(measured)[:, None]
+    np.save(folder / "in.npy", kspace.astype(np.complex64))
+    return np.load(folder / "in.npy")
+
+
+GAPPY = ("--kspace", "--axes", "ncyx")
+
+
+def test_a_spike_where_nothing_was_measured_has_no_effect_and_says_so(qsim, tmp_path):
+    chosen = config(tmp_path, SPIKE)
+    seeds = {}
+    for seed in range(20):
+        given = gappy(tmp_path, np.arange(12)[:, None] % 3 + 0 * np.arange(11) == 0)
+        options = ("--config", chosen, "--seed", seed, "--out", tmp_path / "out.npy", "--overwrite", *GAPPY)
+        out = qsim.good("corrupt", tmp_path / "in.npy", *options)
+        told, after = json.loads((tmp_path / "out_corrupt.json").read_text()), np.load(tmp_path / "out.npy")
+        k = told["drawn"][0]["spikes"][0]["k"]
+        place = (k[0] + 6, k[1] + 5)
+        hit = place[0] % 3 == 0
+        seeds[hit] = seed
+        note = f"artefacts[0]: spike at k = ({k[0]}, {k[1]}) falls on a sample that was not measured: no effect"
+        assert told["severity"] == [0.5 if hit else 0.0]
+        assert told["drawn"][0]["severity"] == told["severity"][0]
+        assert told["notes"] == ([] if hit else [note])
+        assert (f"note: {note}" in out) != hit
+        assert f"severity rf_spike {0.5 if hit else 0:g}" in out
+        assert (told["change"] > 0.01) if hit else (told["change"] == 0)
+        # one sample of every coil, all others bit by bit
+        changed = np.argwhere((after != given).any(axis=(0, 1)))
+        assert changed.tolist() == ([list(place)] if hit else [])
+    assert set(seeds) == {True, False}
+
+
+def test_spikes_hit_the_images_in_which_their_sample_was_measured(qsim, tmp_path):
+    rows = np.arange(12)[:, None] + 0 * np.arange(11)
+    given = gappy(tmp_path, rows % 2 == 0, rows % 2 == 1, rows > 3)
+    chosen = config(tmp_path, {**SPIKE, "spikes": 3})
+    for seed in range(4):
+        options = ("--config", chosen, "--seed", seed, "--out", tmp_path / "out.npy", "--overwrite", *GAPPY)
+        told = json.loads(qsim.good("corrupt", tmp_path / "in.npy", *options, "--json"))
+        after = np.load(tmp_path / "out.npy")
+        spikes = {(s["k"][0] + 6, s["k"][1] + 5) for s in told["drawn"][0]["spikes"]}
+        hits = {(n, *place) for n in range(3) for place in spikes if given[(n, 0, *place)] != 0}
+        assert {tuple(place) for place in np.argwhere((after != given).any(axis=1)).tolist()} == hits
+        # mean over images of the energy of the spikes
+        assert told["severity"][0] == pytest.approx(np.sqrt(0.25 * len(hits) / 3), rel=1e-12)
+        assert len(told["notes"]) == sum(any((n, *p) not in hits for n in range(3)) for p in spikes)
+
+
+def test_the_snr_of_samples_that_were_measured_is_said(qsim, tmp_path):
+    rng = np.random.default_rng(3)
+    # an eighth of the samples
+    given = gappy(tmp_path, rng.permutation(64 * 64).reshape(64, 64) < 512)
+    options = ("--config", config(tmp_path, {"kind": "k_space_noise", "snr_db": 20}, seed=1), *GAPPY)
+    out = qsim.good("corrupt", tmp_path / "in.npy", "--out", tmp_path / "out.npy", *options)
+    assert "artefacts[0].snr_db counts the mean over all samples of k-space, those that were not measured (0)" in out
+    assert "over the measured ones the SNR is 9.03 dB higher" in out
+    measured = given != 0
+    noise = (np.load(tmp_path / "out.npy") - given)[measured]
+    snr = 10 * np.log10((np.abs(given[measured]) ** 2).mean() / (np.abs(noise) ** 2).mean())
+    # 3 SD of the mean of 1536 exponentials
+    assert snr == pytest.approx(20 + 10 * np.log10(8), abs=3 * 4.34 / np.sqrt(1536))
+
+
+def test_no_picture_of_an_earlier_run_stays_beside_a_new_image(qsim, tmp_path):
+    nifti(tmp_path / "in.nii", brain(9, 8, 7))
+    options = ("--config", config(tmp_path, SPIKE, seed=1), "--out", tmp_path / "out.nii", "--no-picture")
+    old = tmp_path / "out_corrupt.png"
+    old.write_text("old")
+    code, _, said = qsim("corrupt", tmp_path / "in.nii", *options)
+    assert (code, old.read_text()) == (2, "old")
+    assert "out_corrupt.png is of an earlier run; add --overwrite" in said
+    qsim.good("corrupt", tmp_path / "in.nii", *options[:-1], "--overwrite")
+    assert not old.exists()
+
+
+def test_magnitudes_larger_than_single_precision_are_refused_and_large_ones_are_not(qsim, tmp_path):
+    np.save(tmp_path / "in.npy", np.full((9, 8), 3e38 + 3e38j, np.complex64))
+    options = ("--config", config(tmp_path, *NOTHING, seed=1), "--out", tmp_path / "out.npy", "--magnitude")
+    code, _, said = qsim("corrupt", tmp_path / "in.npy", *options)
+    assert code == 2
+    assert "artefacts: what comes out is not finite in single precision" in said
+    np.save(tmp_path / "in.npy", np.full((4, 9, 8), 1e30, np.complex64))
+    qsim.good("corrupt", tmp_path / "in.npy", "--axes", "cyx", *options[:-1], picture=True)
+
+
+def test_a_series_says_what_its_last_axis_is(qsim, tmp_path):
+    nifti(tmp_path / "in.nii", brain(9, 8, 7, 3))
+    options = ("--config", config(tmp_path, SPIKE, seed=1), "--out", tmp_path / "out.nii")
+    assert "note: the last axis is taken as 3 images" in qsim.good("corrupt", tmp_path / "in.nii", *options)
+
+
+@pytest.mark.parametrize("shape", [(3, 200), (200, 3)])
+def test_pictures_of_thin_slices_show_their_panels(tmp_path, monkeypatch, shape):
+    from matplotlib.figure import Figure
+
+    figures = []
+    kept = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), kept(self, *a, **k))[1])
+    rng = np.random.default_rng(1)
+    image = rng.normal(size=(1, *shape)) + 3j
+    title = ", ".join(f"k_space_noise 0.{number}" for number in range(12))
+    picture(image, image + 1, title, "yx", (1.0, 1.0), tmp_path / "a.png")
+    (figure,) = figures
+    for panel in figure.axes[:6]:
+        box = panel.get_window_extent()
+        assert min(box.width, box.height) > 100
+    assert figure._suptitle.get_window_extent().x1 < figure.bbox.x1
+    assert "stretched" in figure._suptitle.get_text()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A small data set with motion, a spike and noise; its name and its units hold brackets."""
+    motion = {"kind": "motion", "line_time": 0.01, "trajectory": {"kind": "sudden", "translation": 1}}
+    path = tmp_path_factory.mktemp("s") / "a[b].zarr"
+    build(data_set(artefacts=[motion, SPIKE, NOISE], samples=2), path, workers=1)
+    return path
+
+
+def test_inspect_shows_brackets_and_one_sentence_per_severity(qsim, store, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    out = qsim.good("inspect", store, picture=True)
+    assert "a[b].zarr: 2 samples" in out
+    assert "[k-space maxima]." in out
+    assert "[mm with `spacing_mm`, else voxels]" in " ".join(out.replace("\u2502", " ").split())
+    for part in ("Facts:", "Not:", "trajectory_columns", "For `between`"):
+        assert part not in out
+    # a severity takes a few lines, not pages
+    assert len(out.partition("severity is")[2].splitlines()) < 16
+
+
+def test_the_snr_of_inspect_is_that_before_artefacts_with_noise(qsim, store, tmp_path):
+    page = tmp_path / "a.html"
+    assert ", SNR before artefacts " in qsim.good("inspect", store, "--html", page, picture=True)
+    assert "<span>SNR before artefacts; sigma" in page.read_text()
+    build(data_set(artefacts=[SPIKE], samples=1), tmp_path / "s.zarr", workers=1)
+    assert "before artefacts" not in qsim.good("inspect", tmp_path / "s.zarr", picture=True)
+
+
+def test_a_report_says_that_its_bound_knows_no_artefacts():
+    rows = {("bound-free", t, snr, "bound_median"): (5.0, 5.0, 5.0) for t in ("gm", "csf") for snr in SNRS}
+    sentence = "The images carry artefacts (rf spike, motion); the bound does not know them."
+    about = subject(rows)
+    assert sentence in headline(about, ("rf_spike", "motion", "rf_spike"))
+    assert "artefacts" not in headline(about)
 
 
 def test_the_schema_of_the_artefacts():

@@ -151,4 +151,5 @@ def _report(plan: Plan, rows: Sequence[Row], pictures: Sequence[Picture]) -> Rep
         device=plan.device,
         seen=plan.seen,
         given=plan.nuisance,
+        artefacts=tuple(artefact.kind for artefact in data.artefact_list),
     )

@@ -76,6 +76,7 @@ class Report:
         device: where networks ran.
         seen: networks whose training may have held this anatomy.
         given: rows that no method is asked for and every bound takes as known.
+        artefacts: kinds of the artefacts that the images carry.
     """
 
     rows: tuple[Row, ...]
@@ -102,6 +103,7 @@ class Report:
     device: str
     seen: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
+    artefacts: tuple[str, ...] = ()
 
     @property
     def estimated(self) -> tuple[Parameter, ...]:

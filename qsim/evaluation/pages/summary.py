@@ -103,11 +103,18 @@ def few_repeats_warning(repeats: int, shared: str = "") -> list[str]:
     return [f"{text} {shared}" if shared else text]
 
 
-def headline(about: Subject) -> Markup:
-    """The first paragraph: who has the smallest error where, and how the fits stand to the bound."""
+def headline(about: Subject, artefacts: Sequence[str] = ()) -> Markup:
+    """The first paragraph: who has the smallest error where, and how the fits stand to the bound.
+
+    Args:
+        artefacts: kinds that the images carry.
+    """
     sentences = [_best(about)]
     if "bound-free" in _bounds(about):
         sentences.append(_identifiable(about))
+    if artefacts:
+        kinds = ", ".join(dict.fromkeys(kind.replace("_", " ") for kind in artefacts))
+        sentences.append(Markup("The images carry artefacts ({}); the bound does not know them.").format(kinds))
     return Markup(" ").join(sentences)
 
 

@@ -9,7 +9,8 @@ The severity of a draw is 0 if and only if the draw changes nothing; what it mea
 from collections.abc import Mapping
 from dataclasses import fields
 from enum import IntEnum
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_type_hints, runtime_checkable
 
 import numpy as np
 from jaxtyping import Complex
@@ -83,7 +84,8 @@ class Artefact(Protocol[D]):
     def apply(self, images: Complex[Tensor, "*lead_and_space"], drawn: D) -> Complex[Tensor, "*lead_and_space"]:
         """Apply what was drawn.
 
-        Raises: ValueError if the images are real, not finite, or not of the shape that was drawn for.
+        Raises: ValueError if the images are real, not finite, require grad, or are not of the shape that was drawn
+            for; or if the draw is that of another artefact.
         """
         ...
 
@@ -92,7 +94,24 @@ def applied(
     artefact: Artefact[D], images: Complex[Tensor, "*lead_and_space"], drawn: D
 ) -> Complex[Tensor, "*lead_and_space"]:
     """`apply` of every artefact: into the chain's form, act, back."""
+    check_drawn(artefact, drawn)
     return artefact.act(Acquired.of(images, artefact.ndim), drawn).images()
+
+
+def check_drawn(artefact: Artefact[D], drawn: object) -> None:
+    """Refuse what another artefact drew; what `draw` says that it returns is what `act` takes.
+
+    Raises: ValueError naming both.
+    """
+    wanted = _drawn_type(type(artefact))
+    if wanted is not None and not isinstance(drawn, wanted):
+        raise ValueError(f"drawn: a {artefact.kind} applies its own {wanted.__name__}, got {type(drawn).__name__}")
+
+
+@lru_cache(maxsize=64)
+def _drawn_type(cls: type) -> type | None:
+    found = get_type_hints(cls.draw).get("return")  # type: ignore[attr-defined]
+    return found if isinstance(found, type) else None
 
 
 def check_common(probability: float, ndim: int | None) -> None:
@@ -128,11 +147,13 @@ def check_axis(name: str, axis: int, space: tuple[int, ...]) -> int:
     """The axis of space counted from 0.
 
     Args:
-        axis: counted from the last backwards (-1 is x) or from the first.
+        axis: counted from the last backwards: -1 is x. From the first it would be z of a volume and y of a slice.
     Raises: ValueError, starting with the name of the field, if there is no such axis.
     """
     n = len(space)
-    if not -n <= axis < n:
+    if axis >= 0:
+        raise ValueError(f"{name}: got {axis}; axes count from the end: -1 is x, -2 y, -3 z")
+    if axis < -n:
         raise ValueError(f"{name}: axis {axis} does not exist; space has {n} axes, -1 (x) to -{n}")
     return axis % n
 

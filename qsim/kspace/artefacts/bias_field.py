@@ -20,8 +20,9 @@ from jaxtyping import Complex, Float, Inexact
 from torch import Tensor
 
 from qsim.kspace.acquired import Acquired
-from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount
+from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount, reach
 from qsim.kspace.artefacts.base import Ndim, Stage, applied, check_common, check_space, drawn_for
+from qsim.kspace.artefacts.plain import settle
 from qsim.values import value
 
 
@@ -72,6 +73,7 @@ class BiasField:
     ndim: Ndim | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         # beyond this nothing is shading any more, and single precision overflows before long
         check_amount("strength", self.strength, low=0, high=5)
         check_amount("phase", self.phase, low=0)
@@ -117,7 +119,8 @@ def _draw_field(
     shares = rng.uniform(-1, 1, (len(space), order))
     # the axes are independent: the range of the sum is the sum of the ranges
     found = sum(float(np.ptp(_polynomial(n, row))) for n, row in zip(space, shares, strict=True)) / 2
-    if found == 0 and half_range > 0:
+    # also where this draw happens to be 0: every draw refuses, or none
+    if found == 0 and reach(amount)[1] > 0:
         raise ValueError(f"shape: {space} is a single voxel, over which a field cannot vary")
     coefficients = shares * (half_range / found if half_range > 0 else 0.0)
     return half_range, tuple(tuple(map(float, row)) for row in coefficients)

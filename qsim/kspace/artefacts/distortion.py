@@ -22,8 +22,9 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from qsim.kspace.acquired import Acquired
-from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount, reach
+from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount, reach, whole_pair
 from qsim.kspace.artefacts.base import Ndim, Stage, applied, check_axis, check_common, check_space, drawn_for
+from qsim.kspace.artefacts.plain import settle
 from qsim.kspace.off_resonance import check_echo_times, check_readout, check_readout_axis, echo_times, off_resonance
 from qsim.values import value
 
@@ -97,13 +98,15 @@ class Distortion:
         te: echo time, one or one for each image of the series [s]. It sets phase and dropout; 0 for a spin echo.
         axis: that is read; counted from the last (-1 is x) or from the first of space.
         polarity: 1 moves a positive offset towards larger indices, -1 (read backwards) towards smaller ones.
-        phase: False if the images have their phase at the echo time already; the dropout is still made.
+        phase: False if the images have their phase at the echo time already; the dropout is still made. Not for a te of
+            0; None: True.
         order: lowest and highest degree of the polynomial; from 0 it has a constant, (0, 0) is a constant field; None
             for no polynomial.
         sources: how many spheres; a pair is a range, both ends included.
-        radius: of the spheres over the longest extent of the field of view [1].
-        b0_axis: along which B0 points; None: across the plane of a 2D image.
-        spacing_mm: of the voxels; cubes if None.
+        radius: of the spheres over the longest extent of the field of view; None: 0.03 to 0.1 [1].
+        b0_axis: along which B0 points, for the spheres; None: as for axial slices, across the plane in 2D, along the
+            first axis (z) in 3D.
+        spacing_mm: of the voxels, for the spheres; cubes if None.
         probability, ndim: see `Artefact`. All images of a series lie in the same field.
     Severity: largest displacement [voxels].
     Assumes: what `qsim.kspace.off_resonance.distort` does.   Not: dropout across a slice of a 2D image.
@@ -116,43 +119,55 @@ class Distortion:
     te: float | int | tuple[float | int, ...]
     axis: int = -1
     polarity: Literal[1, -1] = 1
-    phase: bool = True
+    phase: bool | None = None
     order: tuple[int, int] | None = (1, 2)
     sources: int | tuple[int, int] = 2
-    radius: Amount = (0.03, 0.1)
-    b0_axis: int | None = 0
+    radius: Amount | None = None
+    b0_axis: int | None = None
     spacing_mm: tuple[float, ...] | None = None
     probability: float = 1.0
     ndim: Ndim | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         check_amount("delta_b0", self.delta_b0, low=0)
         check_amount("bandwidth", self.bandwidth)
         if reach(self.bandwidth)[0] <= 0:
             raise ValueError(f"bandwidth must be positive [Hz per voxel], got {self.bandwidth}")
         check_echo_times("te", self.te if isinstance(self.te, tuple) else (self.te,))
+        if self.phase is not None and not any(self.te if isinstance(self.te, tuple) else (self.te,)):
+            raise ValueError("phase is that of the echo time; leave it out where te is 0")
         check_readout(1, self.polarity)
-        if self.order is not None and not 0 <= self.order[0] <= self.order[1]:
+        if self.order is not None and not (len(self.order) == 2 and 0 <= self.order[0] <= self.order[1]):
             raise ValueError(f"order must go from a degree of at least 0 to one not lower, got {list(self.order)}")
         check_amount("sources", self.sources, low=0)
-        if self.order is None and _pair(self.sources)[0] == 0:
+        if self.order is None and whole_pair(self.sources)[0] == 0:
             raise ValueError("sources must be at least 1 where order is None: there would be no field")
         # a sphere of a quarter of the longest extent leaves voxels outside, wherever it lies
-        check_amount("radius", self.radius, high=0.25)
-        if reach(self.radius)[0] <= 0:
+        check_amount("radius", self._radius, high=0.25)
+        if reach(self._radius)[0] <= 0:
             raise ValueError(f"radius must be positive, got {self.radius}")
+        if whole_pair(self.sources)[1] == 0:
+            for name, given in (("radius", self.radius), ("b0_axis", self.b0_axis)):
+                if given is not None:
+                    raise ValueError(f"{name} is that of the spheres; leave it out where sources is 0")
         if self.spacing_mm is not None and not all(0 < size < np.inf for size in self.spacing_mm):
             raise ValueError(f"spacing_mm must be positive and finite, got {list(self.spacing_mm)}")
         check_common(self.probability, self.ndim)
+
+    @property
+    def _radius(self) -> Amount:
+        return (0.03, 0.1) if self.radius is None else self.radius
 
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> DistortionDrawn:
         """Coefficients normal, places of the spheres uniform over the field of view, strengths uniform in [-1, 1]."""
         count, space = drawn_for(shape, self.ndim)
         check_readout_axis(self.axis, space)
         echo_times(self.te, count)
-        b0_axis = None if self.b0_axis is None else check_axis("b0_axis", self.b0_axis, space)
-        if b0_axis is None and len(space) == 3:
-            raise ValueError("b0_axis must name an axis of a volume; None is across the plane of a 2D image")
+        # without a name along z, which is across the plane in 2D
+        b0_axis = 0 if len(space) == 3 else None
+        if self.b0_axis is not None:
+            b0_axis = check_axis("b0_axis", self.b0_axis, space)
         spacing = self.spacing_mm or (1.0,) * len(space)
         if len(spacing) != len(space):
             raise ValueError(f"spacing_mm must hold {len(space)} sizes, got {list(spacing)}")
@@ -160,9 +175,9 @@ class Distortion:
         low, high = self.order or (0, -1)
         degrees = [powers for powers in product(range(high + 1), repeat=len(space)) if low <= sum(powers) <= high]
         background = tuple(Term(float(rng.normal()), powers) for powers in degrees)
-        fewest, most = _pair(self.sources)
+        fewest, most = whole_pair(self.sources)
         sources = tuple(
-            Source(draw_amount(self.radius, rng), float(rng.uniform(-1, 1)), tuple(rng.random(len(space)).tolist()))
+            Source(draw_amount(self._radius, rng), float(rng.uniform(-1, 1)), tuple(rng.random(len(space)).tolist()))
             for _ in range(int(rng.integers(fewest, most + 1)))
         )
         return DistortionDrawn(space, spacing, b0_axis, peak, bandwidth, background, sources)
@@ -188,16 +203,13 @@ class Distortion:
         if drawn.severity == 0:
             return acquired
         field = self.field(drawn, acquired.values.device)
-        return off_resonance(acquired, field, drawn.bandwidth, self.axis, self.te, self.polarity, self.phase)
+        phase = self.phase is not False
+        return off_resonance(acquired, field, drawn.bandwidth, self.axis, self.te, self.polarity, phase)
 
     def apply(
         self, images: Complex[Tensor, "*lead_and_space"], drawn: DistortionDrawn
     ) -> Complex[Tensor, "*lead_and_space"]:
         return applied(self, images, drawn)
-
-
-def _pair(amount: int | tuple[int, int]) -> tuple[int, int]:
-    return amount if isinstance(amount, tuple) else (amount, amount)
 
 
 def _largest(field: Float[Tensor, "*space"]) -> float:

@@ -31,6 +31,7 @@ from torch import Tensor
 from qsim.kspace.acquired import Acquired, line_order
 from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount
 from qsim.kspace.artefacts.base import Ndim, Stage, applied, check_common, check_space, drawn_for
+from qsim.kspace.artefacts.plain import settle
 from qsim.kspace.artefacts.sampling import along_axes, centre, drawn_axis, weighted
 from qsim.values import value
 
@@ -92,6 +93,7 @@ class Ghosting:
     ndim: Ndim | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         if self.pattern not in ("n_over_2", "periodic"):
             raise ValueError(f"pattern must be n_over_2 or periodic, got {self.pattern!r}")
         check_amount("phase", self.phase, low=0)

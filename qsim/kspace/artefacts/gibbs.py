@@ -27,6 +27,7 @@ from torch import Tensor
 from qsim.kspace.acquired import Acquired, line_order
 from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount, reach
 from qsim.kspace.artefacts.base import Ndim, Stage, applied, check_common, check_space, drawn_for
+from qsim.kspace.artefacts.plain import settle
 from qsim.kspace.artefacts.sampling import ROUNDING, along_axes, band, half_width, lines_with, weighted
 from qsim.values import value
 
@@ -71,6 +72,7 @@ class Gibbs:
     ndim: Ndim | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         check_amount("kept", self.kept, low=0, high=1)
         if reach(self.kept)[0] == 0:
             raise ValueError(f"kept must lie in (0, 1], got {self.kept}; without samples there is no image")

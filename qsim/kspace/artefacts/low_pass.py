@@ -18,8 +18,9 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from qsim.kspace.acquired import Acquired, Json
-from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount
+from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount, whole_pair
 from qsim.kspace.artefacts.base import Ndim, Stage, applied, check_axis, check_common, check_space, drawn_for
+from qsim.kspace.artefacts.plain import settle
 from qsim.kspace.artefacts.sampling import along_axes, band, half_width, lines_with, weighted
 from qsim.values import value
 
@@ -69,6 +70,7 @@ class LowPass:
     ndim: Ndim | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         check_amount("factor", self.factor, low=1)
         if self.axes is not None and not self.axes:
             raise ValueError("axes is empty; name at least one, or leave it out to have them drawn")
@@ -103,7 +105,7 @@ class LowPass:
         if self.n_axes is None:
             chosen = int(rng.integers(1, 2**n))
             return tuple(a for a in range(n) if chosen >> a & 1)
-        low, high = self.n_axes if isinstance(self.n_axes, tuple) else (self.n_axes, self.n_axes)
+        low, high = whole_pair(self.n_axes)
         if high > n:
             raise ValueError(f"n_axes: up to {high} axes cannot be drawn from {n}")
         count = int(rng.integers(low, high + 1))

@@ -33,6 +33,7 @@ from torch import Tensor
 from qsim.kspace.acquired import Acquired, line_order
 from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount, reach
 from qsim.kspace.artefacts.base import Ndim, Stage, applied, check_common, check_space, drawn_for
+from qsim.kspace.artefacts.plain import settle
 from qsim.kspace.artefacts.sampling import ROUNDING, band, drawn_axis, lines_with, weighted
 from qsim.values import value
 
@@ -76,7 +77,7 @@ class PartialFourier:
         axis: -1 is x, -2 y, -3 z; None: drawn.
         side: that is cut; None: drawn.
         reconstruction: how it is made up for; see this module.
-        iterations: of `pocs`.
+        iterations: of `pocs`, and only there; None: 10.
         probability, ndim: see `Artefact`.
     Severity: share of the lines that is not measured, whatever the reconstruction.
     Assumes: for `conjugate` a real object; for `homodyne` and `pocs` a phase that the middle of k-space resolves.
@@ -88,11 +89,12 @@ class PartialFourier:
     axis: int | None = None
     side: Side | None = None
     reconstruction: Reconstruction = "zero_filled"
-    iterations: int = 10
+    iterations: int | None = None
     probability: float = 1.0
     ndim: Ndim | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         check_amount("fraction", self.fraction, low=0.5, high=1)
         if reach(self.fraction)[0] == 0.5:
             raise ValueError(f"fraction must lie in (0.5, 1], got {self.fraction}; half of the lines has no middle")
@@ -102,7 +104,10 @@ class PartialFourier:
             raise ValueError(
                 f"reconstruction must be zero_filled, conjugate, homodyne or pocs, got {self.reconstruction!r}"
             )
-        check_amount("iterations", self.iterations, low=1)
+        if self.iterations is not None:
+            if self.reconstruction != "pocs":
+                raise ValueError(f"iterations are those of pocs; leave them out with {self.reconstruction}")
+            check_amount("iterations", self.iterations, low=1)
         check_common(self.probability, self.ndim)
 
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> PartialFourierDrawn:
@@ -138,7 +143,7 @@ class PartialFourier:
         data = there.values
         current = weighted(there, [axis], [measured])
         lines = torch.tensor(drawn.lines, device=data.device) % n
-        for _ in range(self.iterations):
+        for _ in range(10 if self.iterations is None else self.iterations):
             image = current.brought(image=[axis])
             guess = image.with_values(_real_about(image.values, turned)).brought(kspace=[axis]).values
             made_up = guess.index_select(axis + 2, lines)

@@ -18,8 +18,9 @@ from jaxtyping import Complex
 from torch import Tensor
 
 from qsim.kspace.acquired import Acquired
-from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount
+from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount, whole_pair
 from qsim.kspace.artefacts.base import Ndim, Stage, applied, check_common, check_count, check_space, drawn_for
+from qsim.kspace.artefacts.plain import settle
 from qsim.kspace.fourier import magnitude
 from qsim.values import value
 
@@ -77,6 +78,7 @@ class RFSpike:
     ndim: Ndim | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         check_amount("amplitude", self.amplitude, low=0)
         check_amount("spikes", self.spikes, low=0)
         check_common(self.probability, self.ndim)
@@ -84,7 +86,7 @@ class RFSpike:
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> RFSpikeDrawn:
         """Places uniform over k-space, phases uniform."""
         count, space = drawn_for(shape, self.ndim)
-        low, high = self.spikes if isinstance(self.spikes, tuple) else (self.spikes, self.spikes)
+        low, high = whole_pair(self.spikes)
         spikes = []
         for image in range(count) if self.per_image else (None,):
             for _ in range(int(rng.integers(low, high + 1))):
@@ -101,7 +103,9 @@ class RFSpike:
             return acquired
         reference = _kspace_maximum(acquired)
         if reference == 0:
-            raise ValueError("amplitude: it counts in k-space maxima, and that of these images is 0 everywhere")
+            raise ValueError(
+                "amplitude: it counts in k-space maxima, and that of these images is 0 everywhere; leave them out"
+            )
         values = acquired.values if drawn.count is None else acquired.values.clone()
         for spike in drawn.spikes:
             first, *others = (_wave(acquired, k, axis) for axis, k in enumerate(spike.k))

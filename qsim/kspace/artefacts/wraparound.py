@@ -4,8 +4,9 @@
     random:    K(k) -> (1 - strength) K(k) on some lines: noise-like copies of the whole image along the axis
 
 Lines with (k - o) mod R = 0 are kept; o = 0 keeps k = 0, other offsets turn the phase of each copy and lose the mean of
-the image. R need not divide N: the copies then stand between voxels and are interpolated by the Fourier series. A
-partial `strength` leaves some of the lines that are lost, so that the copies fade in:
+the image, and after a narrow low-pass perhaps all of it. A random pattern never removes k = 0. R need not divide N: the
+copies then stand between voxels and are interpolated by the Fourier series. A partial `strength` leaves some of the
+lines that are lost, so that the copies fade in:
 
     m -> (1 - strength) m + strength wrapped(m)
 
@@ -20,8 +21,9 @@ from jaxtyping import Complex
 from torch import Tensor
 
 from qsim.kspace.acquired import Acquired
-from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount, reach
-from qsim.kspace.artefacts.base import Ndim, Stage, applied, check_common, check_space, drawn_for
+from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount, reach, whole_pair
+from qsim.kspace.artefacts.base import Ndim, Stage, applied, check_axis, check_common, check_space, drawn_for
+from qsim.kspace.artefacts.plain import settle
 from qsim.kspace.artefacts.sampling import along_axes, centre, drawn_axis, lines_with, weighted
 from qsim.kspace.fourier import line_numbers
 from qsim.values import value
@@ -62,8 +64,10 @@ class Wraparound:
         pattern: `regular`: every `factor`-th line is kept, copies stand at equal distances; `random`: the `omitted`
             ones are spread at random, and the copies are noise-like.
         factor: R of a regular pattern, a pair is a range, both ends included; None: 2.
-        offset: o of a regular pattern, k of one line that is kept, below every R; None: drawn.
-        omitted: share of the lines that a random pattern removes, in [0, 1) [1]; None: drawn from 0.1 to 0.5.
+        offset: o of a regular pattern, k of one line that is kept, below every R, a pair is a range, both ends
+            included; None: 0, which keeps k = 0.
+        omitted: share of the lines that a random pattern removes, in [0, 1), rounded; k = 0 always stays [1]; None:
+            drawn from 0.1 to 0.5.
         centre: share of the lines, around k = 0, that are kept in any case [1].
         strength: share of the lines removed that is lost, in [0, 1] [1].
         axis: -1 is x, -2 y, -3 z; None: drawn among those that are long enough.
@@ -76,7 +80,7 @@ class Wraparound:
     kind: Literal["wraparound"] = "wraparound"
     pattern: Pattern = "regular"
     factor: int | tuple[int, int] | None = None
-    offset: int | None = None
+    offset: int | tuple[int, int] | None = None
     omitted: Amount | None = None
     centre: Amount = 0
     strength: Amount = 1
@@ -85,6 +89,7 @@ class Wraparound:
     ndim: Ndim | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         if self.pattern not in ("regular", "random"):
             raise ValueError(f"pattern must be regular or random, got {self.pattern!r}")
         check_amount("factor", self._factor, low=2)
@@ -104,12 +109,17 @@ class Wraparound:
             return
         if self.omitted is not None:
             raise ValueError(f"omitted is for the random pattern, got {self.omitted} for the regular one")
-        if self.offset is not None and not 0 <= self.offset < reach(self._factor)[0]:
+        check_amount("offset", self._offset)
+        if not 0 <= reach(self._offset)[0] <= reach(self._offset)[1] < reach(self._factor)[0]:
             raise ValueError(f"offset must be at least 0 and below every factor, got {self.offset}")
 
     @property
     def _factor(self) -> int | tuple[int, int]:
         return 2 if self.factor is None else self.factor
+
+    @property
+    def _offset(self) -> int | tuple[int, int]:
+        return 0 if self.offset is None else self.offset
 
     @property
     def _omitted(self) -> Amount:
@@ -118,7 +128,7 @@ class Wraparound:
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> WraparoundDrawn:
         """Axis, strength and lines.
 
-        Raises: ValueError if no axis, or not the one that is named, has as many lines as the factor.
+        Raises: ValueError if no axis, or not the one that is named, has as many lines as the largest factor.
         """
         _, space = drawn_for(shape, self.ndim)
         strength = draw_amount(self.strength, rng)
@@ -127,17 +137,20 @@ class Wraparound:
             omitted = draw_amount(self._omitted, rng)
             axis = drawn_axis(self.axis, space, rng)
             n = space[axis]
-            outside = sorted(set(line_numbers(n).tolist()) - set(centre(n, share)))
-            # the centre is rounded down, so that these are never too few
-            removed = rng.choice(outside, round(omitted * n), replace=False)
+            # without k = 0 an image has no mean
+            outside = sorted(set(line_numbers(n).tolist()) - set(centre(n, share)) - {0})
+            removed = rng.choice(outside, min(round(omitted * n), len(outside)), replace=False)
             return WraparoundDrawn(space, axis, tuple(sorted(int(k) for k in removed)), strength)
-        low, high = self._factor if isinstance(self._factor, tuple) else (self._factor, self._factor)
+        low, high = whole_pair(self._factor)
+        # the largest factor decides, so that every draw refuses, or none
+        longest = max(space) if self.axis is None else space[check_axis("axis", self.axis, space)]
+        if longest < high:
+            raise ValueError(f"factor: every {high}th line cannot be kept of an axis of {longest}")
         factor = int(rng.integers(low, high + 1))
-        offset = int(rng.integers(factor)) if self.offset is None else self.offset
+        first, last = whole_pair(self._offset)
+        offset = first if first == last else int(rng.integers(first, last + 1))
         axis = drawn_axis(self.axis, space, rng, shortest=factor)
         n = space[axis]
-        if n < factor:
-            raise ValueError(f"factor: every {factor}th line cannot be kept of an axis of {n}")
         always = centre(n, share)
         removed_lines = [k for k in line_numbers(n).tolist() if (k - offset) % factor and k not in always]
         return WraparoundDrawn(space, axis, tuple(removed_lines), strength, factor, offset)

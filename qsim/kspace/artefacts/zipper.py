@@ -20,7 +20,7 @@ from jaxtyping import Complex
 from torch import Tensor
 
 from qsim.kspace.acquired import Acquired
-from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount
+from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount, whole_pair
 from qsim.kspace.artefacts.base import (
     Ndim,
     Stage,
@@ -31,6 +31,7 @@ from qsim.kspace.artefacts.base import (
     check_space,
     drawn_for,
 )
+from qsim.kspace.artefacts.plain import settle
 from qsim.kspace.fourier import magnitude
 from qsim.values import value
 
@@ -77,7 +78,8 @@ class Zipper:
 
     Attributes:
         amplitude: RMS height of the columns over the largest magnitude of the series, all coils included [1].
-        axis: of frequency encoding, across which a zipper has a place (-1 is x); drawn for each zipper if None.
+        axis: of frequency encoding, across which a zipper has a place (-1 is x); drawn for each zipper, among
+            those as long as the largest width, if None.
         zippers: how many; a pair is a range, both ends included.
         position: where along the axis, 0 is the first place at which it is whole, 1 the last [1].
         width: columns; each has phases of its own; a pair is a range, both ends included [voxels].
@@ -99,6 +101,7 @@ class Zipper:
     ndim: Ndim | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         check_amount("amplitude", self.amplitude, low=0)
         check_amount("zippers", self.zippers, low=0)
         check_amount("position", self.position, low=0, high=1)
@@ -106,17 +109,24 @@ class Zipper:
         check_common(self.probability, self.ndim)
 
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> ZipperDrawn:
-        """Raises: ValueError if there is no such axis, or a zipper can be wider than it."""
+        """Places, heights and phases.
+
+        Raises: ValueError if there is no such axis, or a zipper can be wider than it.
+        """
         count, space = drawn_for(shape, self.ndim)
-        fixed = None if self.axis is None else check_axis("axis", self.axis, space)
+        widest = whole_pair(self.width)[1]
+        named = range(len(space)) if self.axis is None else [check_axis("axis", self.axis, space)]
+        able = [axis for axis in named if space[axis] >= widest]
+        if not able:
+            where = f"any axis of {space} voxels" if self.axis is None else f"axis {named[0]} of {space} voxels"
+            raise ValueError(f"width: {widest} columns do not fit {where}")
         strips = []
         for image in range(count) if self.per_image else (None,):
             for _ in range(_whole(self.zippers, rng)):
-                drawn = int(rng.integers(len(space)))
-                axis = drawn if fixed is None else fixed
+                # one number of the generator, named or not
+                drawn = int(rng.integers(len(space) if self.axis is not None else len(able)))
+                axis = able[0] if self.axis is not None else able[drawn]
                 width = _whole(self.width, rng)
-                if width > space[axis]:
-                    raise ValueError(f"width: {width} columns do not fit axis {axis} of space, {space[axis]} voxels")
                 places = space[axis] - width + 1
                 first = min(int(draw_amount(self.position, rng) * places), places - 1)
                 amplitude = draw_amount(self.amplitude, rng)
@@ -133,7 +143,9 @@ class Zipper:
         images = acquired.brought(image=range(len(drawn.space)))
         reference = float(magnitude(images.values).max())
         if reference == 0:
-            raise ValueError("amplitude: it counts in the largest magnitude, and these images are 0 everywhere")
+            raise ValueError(
+                "amplitude: it counts in the largest magnitude, and these images are 0 everywhere; leave them out"
+            )
         values = images.values.clone()
         for strip in drawn.strips:
             hit = values if strip.image is None else values[strip.image : strip.image + 1]
@@ -158,5 +170,5 @@ def _dots(strip: Strip, space: tuple[int, ...]) -> Complex[Tensor, "*space"]:
 
 
 def _whole(number: int | tuple[int, int], rng: np.random.Generator) -> int:
-    low, high = number if isinstance(number, tuple) else (number, number)
+    low, high = whole_pair(number)
     return int(rng.integers(low, high + 1))

@@ -10,14 +10,16 @@ noise has the SD sigma, its brightness is that of the root of sum of squares of 
 signal its weights follow the noise, whose SD then is up to about (1 + sqrt(c / b)) sigma, b the voxels x images of a
 block.
 
-Images of coils are (n, c, *space), sensitivities (c, *space).
+Images of coils are (n, c, *space), sensitivities (c, *space). Squares are taken of numbers over 2^k, the power of two
+above the largest of them: exact, and the same whatever the units are; only what lies 19 orders of magnitude below the
+largest is lost in single precision.
 Source: Roemer et al. 1990, doi:10.1002/mrm.1910160203; Walsh et al. 2000,
 doi:10.1002/(SICI)1522-2594(200005)43:5<682::AID-MRM10>3.0.CO;2-G.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from math import frexp, prod
 
 import torch
 from jaxtyping import Bool, Complex, Float, Inexact
@@ -53,11 +55,12 @@ def root_sum_of_squares(images: Complex[Tensor, "n c *space"]) -> Float[Tensor, 
     Raises: ValueError if the images are not complex.
     """
     require_complex(images)
-    total = images[:, 0].real.square().add_(images[:, 0].imag.square())
-    for coil in range(1, images.shape[1]):
-        real, imaginary = images[:, coil].real, images[:, coil].imag
-        total.addcmul_(real, real).addcmul_(imaginary, imaginary)
-    return total.sqrt_()
+    scale = _power_of_two(images)
+    total = torch.zeros_like(images[:, 0].real, memory_format=torch.contiguous_format)
+    for coil in range(images.shape[1]):
+        one = images[:, coil] * (1 / scale)
+        total.addcmul_(one.real, one.real).addcmul_(one.imag, one.imag)
+    return total.sqrt_().mul_(scale)
 
 
 def matched(
@@ -75,17 +78,21 @@ def matched(
     """
     require_complex(images)
     check_sensitivities(sensitivities, images.shape[1], tuple(images.shape[2:]))
-    weights = sensitivities
+    scale = _power_of_two(sensitivities)
+    patterns = sensitivities * (1 / scale)
+    weights = patterns
     if psi is not None:
-        weights = Factor.of(psi, len(sensitivities)).solve(sensitivities.flatten(1)).reshape(sensitivities.shape)
-    size = (sensitivities.conj() * weights).real.sum(0)
+        # the strength of Psi cancels: only then it may be taken out
+        factor = Factor.of(psi, len(patterns)).of_unit_strength()
+        weights = factor.solve(patterns.flatten(1)).reshape(patterns.shape)
+    size = (patterns.conj() * weights).real.sum(0)
     where = torch.ones_like(size, dtype=torch.bool) if mask is None else mask
     blind = where & ~(size > 0)
     if bool(blind.any()):
         raise ValueError(
             f"sensitivities: {int(blind.sum())} voxels are seen by no coil; leave them out by a mask of the object"
         )
-    weights = torch.where(where, weights / torch.where(where, size, 1), 0)
+    weights = torch.where(where, weights / torch.where(where, size, 1) * (1 / scale), 0)
     return weighted(weights.conj(), images)
 
 
@@ -115,7 +122,8 @@ def adaptive(
     factor = None if psi is None else Factor.of(psi, coils)
     white = images if factor is None else factor.white(images.flatten(2)).reshape(images.shape)
     if reference is None:
-        reference = int(torch.stack([_size(images[:, coil]) for coil in range(coils)]).argmax())
+        scale = _power_of_two(images)
+        reference = int(torch.stack([_size(images[:, coil] * (1 / scale)) for coil in range(coils)]).argmax())
     pieces = (piece for slices in _block_covariances(white, block) for piece in slices.split(_VOXELS))
     vectors = torch.cat([_dominant(piece) for piece in pieces]).T.contiguous()
     direction = vectors if factor is None else factor.colour(vectors)
@@ -153,13 +161,12 @@ def check_sensitivities(sensitivities: Tensor, coils: int, space: tuple[int, ...
 def _block_covariances(images: Complex[Tensor, "n c *space"], block: int) -> Iterator[Complex[Tensor, "v c c"]]:
     """sum over the series and a block of a a^H, for some slices after one another."""
     _, coils, length, *rest = images.shape
-    # squares of small numbers must not vanish in single precision
-    size = float(_size(images)) / images.numel() ** 0.5
+    scale = _power_of_two(images)
     half = block // 2
     step = max(1, _AT_ONCE // (prod(rest) * coils * coils))
     for start in range(0, length, step):
         low, high = max(0, start - half), min(length, start + step + half)
-        part = images[:, :, low:high] / (size or 1.0)
+        part = images[:, :, low:high] * (1 / scale)
         columns = part.flatten(2).permute(2, 1, 0).contiguous()
         covariance = (columns @ columns.mH).reshape(high - low, *rest, coils, coils)
         for axis in range(1 + len(rest)):
@@ -202,9 +209,23 @@ def _dominant(matrices: Complex[Tensor, "v c c"]) -> Complex[Tensor, "v c"]:
 def _shares(matrices: Complex[Tensor, "v c c"]) -> Complex[Tensor, "v c c"]:
     """Over their trace, so that the eigenvalues add up to 1."""
     trace = matrices.diagonal(dim1=1, dim2=2).real.sum(1)
-    return matrices * torch.where(trace > 0, trace, 1).reciprocal()[:, None, None]
+    # divided, not multiplied by the reciprocal: that of the smallest numbers is infinite
+    return torch.view_as_complex(torch.view_as_real(matrices) / torch.where(trace > 0, trace, 1)[:, None, None, None])
 
 
 def _size(values: Complex[Tensor, "*s"]) -> Float[Tensor, ""]:
     """Root of the sum of squares; through the real view, which is many times faster."""
     return torch.linalg.vector_norm(torch.view_as_real(values.resolve_conj()))
+
+
+def _power_of_two(values: Complex[Tensor, "*s"]) -> float:
+    """2^k that brings the largest real or imaginary part to [1/2, 1); 1 for zeros.
+
+    Kept so that it and its reciprocal are normal numbers of the precision: multiplying by them is exact.
+    """
+    if values.numel() == 0:
+        return 1.0
+    low, high = torch.view_as_real(values.resolve_conj()).aminmax()
+    largest = max(-float(low), float(high))
+    most = -frexp(torch.finfo(values.dtype).tiny)[1]
+    return 2.0 ** min(max(frexp(largest)[1], -most), most)

@@ -162,6 +162,10 @@ class Factor:
             )
         return cls(lower)
 
+    def of_unit_strength(self) -> "Factor":
+        """The same correlations with a largest entry of L of 1: the units of Psi do not count."""
+        return Factor(self.lower / self.lower.abs().max())
+
     def white(self, values: Complex[Tensor, "*n c v"]) -> Complex[Tensor, "*n c v"]:
         """L^-1 values, in their dtype."""
         return self._inverse().to(device=values.device, dtype=values.dtype) @ values

@@ -19,7 +19,14 @@ from jaxtyping import Complex, Float, Inexact
 from torch import Tensor
 
 from qsim.kspace.coils.combination import adaptive, check_sensitivities, root_sum_of_squares
-from qsim.kspace.coils.covariance import AnyCoilNoise, Factor, WhiteCoilNoise, check_sigma, coil_noise
+from qsim.kspace.coils.covariance import (
+    AnyCoilNoise,
+    Factor,
+    NeighbourCoilNoise,
+    WhiteCoilNoise,
+    check_sigma,
+    coil_noise,
+)
 from qsim.kspace.coils.sense import Acceleration, Unfolding, undersample, unfolding
 from qsim.kspace.coils.sensitivities import CoilArray, loop_sensitivities
 from qsim.kspace.fourier import require_complex
@@ -148,6 +155,11 @@ class Coils:
             raise ValueError(
                 f"acceleration: {self.acceleration.total} voxels fold onto each other, which {self.array.coils} coils "
                 "cannot tell apart"
+            )
+        if isinstance(self.noise, NeighbourCoilNoise) and self.noise.rows != self.array.rows:
+            raise ValueError(
+                f"noise: rows must be those of the array, got {self.noise.rows} and an array of {self.array.rows}; "
+                "who is a neighbour of whom depends on them"
             )
 
     def receiver(

@@ -31,6 +31,7 @@ from qsim.kspace.artefacts.base import (
     check_space,
     drawn_for,
 )
+from qsim.kspace.artefacts.plain import settle
 from qsim.kspace.motion.composite import composite, shifted_lines
 from qsim.kspace.motion.findings import columns, noted, residual_shifts
 from qsim.kspace.motion.paths import AnyPath
@@ -128,6 +129,7 @@ class Motion:
     ndim: Ndim | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         if not 0 < self.line_time <= _LONGEST_LINE:
             remedy = "divide by 1000 if these are milliseconds"
             raise ValueError(f"line_time must lie in (0, {_LONGEST_LINE:g}] seconds, got {self.line_time}; {remedy}")

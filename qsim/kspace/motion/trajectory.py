@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from qsim.kspace.artefacts.amounts import Amount, check_amount, draw_amount, reach
+from qsim.kspace.artefacts.plain import settle
 from qsim.kspace.motion.paths import BreathingPath, DriftPath, RandomWalkPath, RecordedPath, SuddenPath
 from qsim.kspace.motion.pose import n_parameters, turns_of
 from qsim.values import value
@@ -44,6 +45,7 @@ class Sudden:
     axis: int | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         check_amount("events", self.events, low=0)
         _check_sizes(self)
         if self.hold is not None:
@@ -76,6 +78,7 @@ class Drift:
     axis: int | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         _check_sizes(self)
 
     def draw(self, d: int, duration: float, rng: np.random.Generator) -> DriftPath:
@@ -107,6 +110,7 @@ class Breathing:
     axis: int | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         check_amount("period", self.period, low=0.05)
         _check_sizes(self)
         if self.power < 1:
@@ -146,6 +150,7 @@ class RandomWalk:
     steps: int = 256
 
     def __post_init__(self) -> None:
+        settle(self)
         check_amount("translation", self.translation, low=0)
         check_amount("rotation", self.rotation, low=0)
         if self.steps < 1:
@@ -223,6 +228,8 @@ AnyTrajectory = Sudden | Drift | Breathing | RandomWalk | Recorded
 
 
 def _check_sizes(kind: Sudden | Drift | Breathing) -> None:
+    if kind.axis is not None and kind.axis >= 0:
+        raise ValueError(f"axis: got {kind.axis}; axes count from the end: -1 is x, -2 y, -3 z")
     for name in ("translation", "rotation"):
         check_amount(name, getattr(kind, name))
     # beyond these tissue is torn, and the mean pose is none
@@ -235,7 +242,7 @@ def _check_sizes(kind: Sudden | Drift | Breathing) -> None:
 def _drawn_sizes(kind: Sudden | Drift | Breathing, d: int, rng: np.random.Generator) -> tuple[float, ...]:
     """Parameters of one pose: sizes from their amounts, directions random or along the named axis."""
     r = turns_of(d)
-    if kind.axis is not None and not -d <= kind.axis < d:
+    if kind.axis is not None and kind.axis < -d:
         raise ValueError(f"trajectory: axis {kind.axis} does not exist; space has {d} axes, -1 (x) to -{d}")
     along = None if kind.axis is None else np.eye(d)[kind.axis]
     # the turn in the plane has one direction and its opposite

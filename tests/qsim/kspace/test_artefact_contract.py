@@ -1,7 +1,7 @@
 """What every artefact keeps: one suite, run on each."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,11 @@ from qsim.kspace import (
     Sudden,
     Wraparound,
     Zipper,
+    apply_chain,
     corrupt,
 )
 from qsim.kspace.artefacts.base import as_json
+from qsim.kspace.artefacts.plain import field_kinds
 from tests.qsim.kspace.oracle import random_images
 
 
@@ -141,3 +143,94 @@ def test_a_chain_of_one_is_the_artefact(kind):
     (drawn,) = result.drawn
     assert torch.equal(result.images, artefact.apply(images, drawn))
     assert result.severity == (drawn.severity,)
+
+
+@pytest.mark.parametrize("first", CASES)
+@pytest.mark.parametrize("second", CASES)
+def test_a_chain_of_two_is_the_one_after_the_other(first, second):
+    chain = [CASES[first].strong, CASES[second].strong]
+    if chain[0].stage > chain[1].stage:
+        return
+    shape = (2, 12, 9)
+    images = images_of(shape)
+    drawn = [artefact.draw(shape, np.random.default_rng(7 + number)) for number, artefact in enumerate(chain)]
+    together = apply_chain(images, chain, drawn).images
+    expected = chain[1].apply(chain[0].apply(images, drawn[0]), drawn[1])
+    torch.testing.assert_close(together, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_the_draw_of_another_artefact_is_refused(unchecked, kind):
+    other = "low_pass" if kind != "low_pass" else "gibbs"
+    artefact, images = CASES[kind].strong, images_of(SHAPES[0])
+    drawn = CASES[other].strong.draw(SHAPES[0], np.random.default_rng(2))
+    message = f"drawn: a {kind} applies its own {type(artefact).__name__}Drawn, got {type(drawn).__name__}"
+    with pytest.raises(ValueError, match=f"^{message}"):
+        artefact.apply(images, drawn)
+    with pytest.raises(ValueError, match=rf"^artefacts\[0\]: {message}"):
+        apply_chain(images, [artefact], [drawn])
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_images_that_require_grad_are_refused(kind):
+    artefact, images = CASES[kind].strong, images_of(SHAPES[0]).requires_grad_()
+    drawn = artefact.draw(SHAPES[0], np.random.default_rng(2))
+    for make in (lambda: artefact.apply(images, drawn), lambda: corrupt(images, [artefact], np.random.default_rng(2))):
+        with pytest.raises(ValueError, match=r"^images must not require grad.*call \.detach\(\)"):
+            make()
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_conjugate_that_is_not_yet_made_is_as_good_as_one_that_is(kind):
+    artefact, images = CASES[kind].strong, images_of(SHAPES[0])
+    drawn = artefact.draw(SHAPES[0], np.random.default_rng(2))
+    lazy = images.conj()
+    assert lazy.is_conj()
+    assert torch.equal(artefact.apply(lazy, drawn), artefact.apply(lazy.resolve_conj(), drawn))
+    # the imaginary part of a conjugate is a negative that is not yet made
+    turned = torch.complex(images.real, lazy.imag)
+    assert torch.equal(artefact.apply(turned, drawn), artefact.apply(lazy.resolve_conj(), drawn))
+
+
+# the artefacts whose fields are brought to plain numbers
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_what_is_no_number_is_none(unchecked, kind):
+    """True is not 1, "2" is not 2, "no" is not false, 1.5 is no whole number."""
+    artefact = CASES[kind].strong
+    tried = 0
+    for name, kinds in field_kinds(type(artefact)).items():
+        wrong = []
+        if kinds & {int, float}:
+            wrong += [True, np.True_, (True, True), [1, [2]], {}]
+        if kinds & {int, float} and str not in kinds:
+            wrong += ["2"]
+        if int in kinds and float not in kinds:
+            wrong += [1.5, np.float64(2.5), (1.5, 2.5)]
+        if bool in kinds:
+            wrong += [1, "no"]
+        for each in wrong:
+            with pytest.raises(ValueError, match=f"^{name} must be (a finite number|a whole number|true or false)"):
+                replace(artefact, **{name: each})
+            tried += 1
+    assert tried > 20
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_numbers_of_numpy_and_lists_are_those_of_python(unchecked, kind):
+    artefact = CASES[kind].strong
+    turned = {}
+    for field in fields(artefact):
+        given = getattr(artefact, field.name)
+        if isinstance(given, tuple):
+            turned[field.name] = [np.float64(each) if isinstance(each, float) else np.int64(each) for each in given]
+        elif isinstance(given, float) and given.is_integer():
+            turned[field.name] = np.int64(given)
+        elif isinstance(given, float):
+            turned[field.name] = np.float64(given)
+        elif isinstance(given, int) and not isinstance(given, bool):
+            turned[field.name] = np.int16(given)
+    again = replace(artefact, **turned)
+    assert again == artefact
+    assert repr(again) == repr(artefact)

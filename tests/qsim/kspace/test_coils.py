@@ -464,6 +464,49 @@ def test_root_of_sum_of_squares_is_the_sum():
     )
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e-10, 1.0, 1e20, 1e30])
+def test_combinations_do_not_depend_on_units(scale):
+    """In single precision, whose squares end at 1e-38 and 3e38; the truth is numpy's in double precision."""
+    images = (scale * random_images((2, 3, 5, 4))).astype(np.complex64)
+    ours = root_sum_of_squares(torch.from_numpy(images))
+    wide = images.astype(np.complex128)
+    np.testing.assert_allclose(ours.numpy(), np.sqrt((np.abs(wide) ** 2).sum(1)), rtol=1e-6)
+
+    found = adaptive(torch.from_numpy(images), block=3)
+    energy = np.sum(np.abs(wide) ** 2, (0, 2, 3))
+    reference = int(energy.argmax())
+    for place in np.ndindex(5, 4):
+        near = tuple(slice(max(0, p - 1), p + 2) for p in place)
+        a = wide[(slice(None), slice(None), *near)].swapaxes(0, 1).reshape(3, -1) / scale
+        v = eigh(a @ a.conj().T)[1][:, -1]
+        v = v * np.conj(v[reference]) / abs(v[reference])
+        combined = np.einsum("c,nc->n", v.conj(), wide[(slice(None), slice(None), *place)])
+        # rounding over the gap of the eigenvalues
+        np.testing.assert_allclose(found.images.numpy()[(slice(None), *place)], combined, atol=1e-4 * scale)
+
+    sensitivities = (scale * random_images((3, 5, 4), 7)).astype(np.complex64)
+    psi = correlated(3)
+    weights = np.einsum("cd,dyx->cyx", np.linalg.inv(psi.numpy()), sensitivities.astype(np.complex128))
+    power = np.einsum("cyx,cyx->yx", sensitivities.conj(), weights).real
+    expected = np.einsum("cyx,ncyx->nyx", weights.conj(), wide) / power
+    for units in (1e-60, 1.0, 1e60):
+        both = matched(torch.from_numpy(images), torch.from_numpy(sensitivities), units * psi)
+        np.testing.assert_allclose(both.numpy(), expected, atol=2e-5)
+    plain = random_images((2, 3, 5, 4)).astype(np.complex64)
+    mixed = matched(torch.from_numpy(plain), torch.from_numpy(sensitivities))
+    expected = np.einsum("cyx,ncyx->nyx", sensitivities.conj().astype(np.complex128), plain)
+    expected /= np.sum(np.abs(sensitivities.astype(np.complex128)) ** 2, 0)
+    np.testing.assert_allclose(mixed.numpy(), expected, atol=1e-5 / scale)
+
+
+def test_a_faint_voxel_beside_a_bright_one_is_finite():
+    images = torch.full((1, 3, 4, 4), 1e-21, dtype=torch.complex64)
+    images[..., 0, 0] = 1
+    ours = adaptive(images, block=1)
+    assert float(ours.images[0, 0, 0].abs()) == pytest.approx(sqrt(3), rel=1e-6)
+    assert float(ours.images[0, 1:].abs().max()) < 1e-20
+
+
 def test_what_cannot_be_combined_is_refused(unchecked):
     images = torch.ones(1, 3, 4, 4, dtype=torch.complex64)
     sensitivities = CoilArray(coils=3).sensitivities((4, 4))
@@ -517,6 +560,10 @@ def test_a_config_makes_the_receiver_it_names():
         Coils(combination="sense")
     with pytest.raises(ValueError, match=r"^acceleration: adaptive cannot unfold"):
         Coils(combination="adaptive", acceleration=Acceleration(factors=(2,)))
+    for rows in (1, 3):
+        with pytest.raises(ValueError, match=rf"^noise: rows must be those of the array, got {rows} and an array of 2"):
+            Coils(array=CoilArray(coils=6, rows=2), noise=NeighbourCoilNoise(rho=0.2, rows=rows))
+    assert Coils(array=CoilArray(coils=6, rows=2), noise=NeighbourCoilNoise(rho=0.2, rows=2)).noise.kind == "neighbours"
     with pytest.raises(ValueError, match=r"^acceleration: 9 voxels fold onto each other, which 8 coils"):
         Coils(combination="sense", acceleration=Acceleration(factors=(3, 3), axes=(-2, -3)))
 

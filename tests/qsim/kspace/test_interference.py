@@ -9,6 +9,7 @@ import torch
 from scipy.special import eval_legendre, gammaln, hyp1f1
 from scipy.stats import kstest
 
+from qsim.distributions import Normal, Truncated
 from qsim.kspace import BiasField, KSpaceNoise, RFSpike, Zipper, apply_chain, magnitude
 from qsim.kspace.acquired import Acquired
 from qsim.kspace.artefacts.bias_field import BiasFieldDrawn, field_of
@@ -213,10 +214,22 @@ def test_draws_of_zippers():
     assert [strip.image for strip in each.strips] == [0, 1]
     with pytest.raises(ValueError, match="images: got 3, the draw is for 2"):
         Zipper(amplitude=1).apply(torch.ones(3, 9, 12, dtype=torch.complex64), each)
-    with pytest.raises(ValueError, match=r"^width: 10 columns do not fit axis 0 of space, 9 voxels"):
+    with pytest.raises(ValueError, match=r"^width: 10 columns do not fit axis 0 of \(9, 12\) voxels"):
         Zipper(amplitude=1, axis=-2, width=10).draw(shape, np.random.default_rng(1))
     with pytest.raises(ValueError, match=r"^axis: axis -3 does not exist"):
         Zipper(amplitude=1, axis=-3).draw(shape, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_width_that_can_be_too_large_is_refused_by_every_draw(seed):
+    rng = np.random.default_rng(seed)
+    with pytest.raises(ValueError, match=r"^width: 20 columns do not fit any axis of \(16, 16\) voxels"):
+        Zipper(amplitude=1, width=(1, 20)).draw((1, 16, 16), rng)
+    # an axis that is drawn is one that can hold it
+    (strip,) = Zipper(amplitude=1, width=10).draw((1, 16, 8), rng).strips
+    assert strip.axis == 0
+    with pytest.raises(ValueError, match=r"^shape: \(1, 1\) is a single voxel"):
+        BiasField(strength=(0, 0.3)).draw((4, 1, 1), rng)
 
 
 # ----------------------------------------------------------------------------------------------------- noise
@@ -248,12 +261,31 @@ def test_noise_is_the_same_numbers_in_either_precision_and_wherever_the_images_a
     acquired = Acquired.of(images, None)
     change = artefact.act(acquired, drawn).values - acquired.values
     for chosen in [(0,), (1,), (0, 1)]:
-        there = acquired.brought(kspace=chosen)
-        noisy = artefact.act(there, drawn)
-        assert noisy.in_kspace == set(chosen)
-        np.testing.assert_allclose((noisy.values - there.values).numpy(), change.numpy(), atol=1e-12)
+        noisy = artefact.act(acquired.brought(kspace=chosen), drawn)
+        # one realisation, that of the image
+        assert noisy.in_kspace == set()
+        np.testing.assert_allclose((noisy.values - acquired.values).numpy(), change.numpy(), atol=1e-12)
     single = artefact.apply(images.to(torch.complex64), drawn)
     np.testing.assert_allclose(single.numpy(), (images + change.reshape(images.shape)).numpy(), atol=1e-5)
+
+
+def test_the_limits_of_an_snr_leave_finite_images():
+    images = torch.from_numpy(random_images((2, 6, 7))).to(torch.complex64)
+    for snr_db in (-200, 200, Truncated(of=Normal(mean=0.0, sd=100.0), low=-200.0, high=200.0)):
+        artefact = KSpaceNoise(snr_db=snr_db)
+        there = artefact.apply(images, artefact.draw((2, 6, 7), np.random.default_rng(1)))
+        assert float(there.abs().max()) < 1e12
+    for artefact in (KSpaceNoise(sigma=1e38), KSpaceNoise(snr_db=-200)):
+        drawn = artefact.draw((2, 6, 7), np.random.default_rng(1))
+        with pytest.raises(ValueError, match=r"is more than torch\.complex64 can hold"):
+            artefact.apply(images * 1e30, drawn)
+
+
+def test_the_reference_of_an_snr_is_the_series_unless_it_is_named():
+    images = torch.from_numpy(random_images((2, 6, 7)))
+    drawn = KSpaceNoise(snr_db=3.0).draw((2, 6, 7), np.random.default_rng(1))
+    series = KSpaceNoise(snr_db=3.0, reference="series").apply(images, drawn)
+    assert torch.equal(KSpaceNoise(snr_db=3.0).apply(images, drawn), series)
 
 
 @pytest.mark.parametrize("reference", ["series", "image"])
@@ -320,6 +352,13 @@ def test_moments_of_the_root_of_the_sum_of_squares(coils, nu):
         (lambda: KSpaceNoise(sigma=-1), r"^sigma must be at least 0"),
         (lambda: KSpaceNoise(snr_db=float("inf")), r"^snr_db must be a finite number"),
         (lambda: KSpaceNoise(snr_db=1, reference="voxel"), r"^reference must be series or image"),
+        (lambda: KSpaceNoise(snr_db=1e4), r"^snr_db must lie in \[-200, 200\], got 10000"),
+        (lambda: KSpaceNoise(snr_db=(-1e4, 0)), r"^snr_db must lie in \[-200, 200\]"),
+        (lambda: KSpaceNoise(snr_db=Normal(mean=10.0, sd=1.0)), r"^snr_db must lie in \[-200, 200\].*truncate it"),
+        (lambda: KSpaceNoise(sigma=1, reference="image"), r"^reference is that of snr_db; leave it out"),
+        (lambda: RFSpike(amplitude=(1, 2, 3)), r"^amplitude must be a finite number or a pair of them"),
+        (lambda: RFSpike(amplitude=None), r"^amplitude must be a finite number or a pair"),
+        (lambda: RFSpike(amplitude=torch.ones(2)), r"^amplitude must be a finite number or a pair"),
         (lambda: Zipper(amplitude=-1), r"^amplitude must be at least 0"),
         (lambda: Zipper(amplitude=1, width=0), r"^width must be at least 1"),
         (lambda: Zipper(amplitude=1, position=(0, 1.5)), r"^position must lie in \[0, 1\]"),
@@ -337,9 +376,12 @@ def test_strengths_that_cannot_be_are_refused(unchecked, make, message):
 @pytest.mark.parametrize(
     ("artefact", "message"),
     [
-        (RFSpike(), "amplitude: it counts in k-space maxima"),
-        (Zipper(amplitude=1), "amplitude: it counts in the largest magnitude"),
-        (KSpaceNoise(snr_db=1), "snr_db: images that are 0 everywhere have no SNR"),
+        (RFSpike(), "amplitude: it counts in k-space maxima.* leave them out"),
+        (Zipper(amplitude=1), "amplitude: it counts in the largest magnitude.* leave them out"),
+        (
+            KSpaceNoise(snr_db=1),
+            "snr_db: images that are 0 everywhere have no SNR; give sigma, or leave empty images out",
+        ),
     ],
 )
 def test_a_strength_relative_to_nothing_is_refused(artefact, message):

@@ -256,9 +256,46 @@ def test_lines_around_the_middle_are_kept_of_a_regular_pattern_too():
 def test_factor_offset_and_axis_are_drawn():
     rng = np.random.default_rng(1)
     draws = [Wraparound(factor=(2, 4)).draw((1, 3, 1, 9), rng) for _ in range(200)]
-    assert {(d.factor, d.offset) for d in draws} == {(r, o) for r in (2, 3, 4) for o in range(r)}
+    assert {(d.factor, d.offset) for d in draws} == {(r, 0) for r in (2, 3, 4)}
+    others = [Wraparound(factor=(3, 4), offset=(0, 2)).draw((1, 5, 9), rng) for _ in range(200)]
+    assert {(d.factor, d.offset) for d in others} == {(r, o) for r in (3, 4) for o in range(3)}
     # an axis of one voxel, or shorter than the factor, cannot fold
     assert {(d.factor, d.axis) for d in draws} == {(2, 0), (2, 2), (3, 0), (3, 2), (4, 2)}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_factor_that_can_be_too_large_is_refused_by_every_draw(seed):
+    rng = np.random.default_rng(seed)
+    for axis in (None, -2):
+        with pytest.raises(ValueError, match=r"^factor: every 20th line cannot be kept of an axis of 12"):
+            Wraparound(factor=(2, 20), axis=axis).draw((1, 12, 9), rng)
+
+
+@pytest.mark.parametrize(("n", "omitted"), [(4, 0.9), (8, 0.95), (2, 0.99), (9, 0.999)])
+def test_random_omission_keeps_the_mean_of_the_image(n, omitted):
+    images = random_images((1, 3, n))
+    for seed in range(20):
+        there, drawn = applied(Wraparound(pattern="random", omitted=omitted, axis=-1), images, seed)
+        assert 0 not in drawn.removed
+        assert len(drawn.removed) == min(round(omitted * n), n - 1)
+        np.testing.assert_allclose(there.mean(-1), images.mean(-1), atol=EXACT)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 5])
+def test_a_low_pass_and_a_regular_wrap_leave_something(factor):
+    images = torch.from_numpy(random_images((1, 10, 9)))
+    chain = [LowPass(factor=9, axes=(-2, -1)), Wraparound(factor=factor)]
+    for seed in range(10):
+        there = corrupt(images, chain, np.random.default_rng(seed)).images
+        # only k = 0 is left of the low-pass, and it stays
+        torch.testing.assert_close(there, images.mean((1, 2), keepdim=True).expand_as(images), rtol=0, atol=EXACT)
+
+
+def test_projections_are_ten_unless_they_are_named():
+    images = random_images((1, 14, 9))
+    first, _ = applied(PartialFourier(reconstruction="pocs"), images)
+    named, _ = applied(PartialFourier(reconstruction="pocs", iterations=10), images)
+    assert np.array_equal(first, named)
 
 
 # ------------------------------------------------------------------------------------------- partial Fourier
@@ -460,6 +497,7 @@ def test_a_chain_is_its_artefacts_one_by_one(shape, reconstruction):
         (lambda: LowPass(factor=0.5), "factor must be at least 1"),
         (lambda: LowPass(factor=(4, 2)), "factor must go from low to high"),
         (lambda: LowPass(axes=()), "axes is empty"),
+        (lambda: LowPass(axes=(-1.0,)), "axes must be a whole number, got -1.0"),
         (lambda: LowPass(axes=(-1,), n_axes=1), "n_axes is for axes that are drawn"),
         (lambda: LowPass(n_axes=0), r"n_axes must lie in \[1, 3\]"),
         (lambda: LowPass(probability=2), "probability must lie"),
@@ -470,6 +508,8 @@ def test_a_chain_is_its_artefacts_one_by_one(shape, reconstruction):
         (lambda: Wraparound(pattern="spiral"), "pattern must be regular or random"),
         (lambda: Wraparound(factor=1), "factor must be at least 2"),
         (lambda: Wraparound(factor=(2, 4), offset=2), "offset must be at least 0 and below every factor"),
+        (lambda: Wraparound(factor=4, offset=(1, 4)), "offset must be at least 0 and below every factor"),
+        (lambda: Wraparound(factor=4, offset=(2, 1)), "offset must go from low to high"),
         (lambda: Wraparound(omitted=0.3), "omitted is for the random pattern"),
         (lambda: Wraparound(pattern="random", factor=2), "factor is for the regular pattern"),
         (lambda: Wraparound(pattern="random", offset=0), "offset is for the regular pattern"),
@@ -482,7 +522,8 @@ def test_a_chain_is_its_artefacts_one_by_one(shape, reconstruction):
         (lambda: PartialFourier(fraction=Uniform(low=0.4, high=0.9)), "fraction must lie"),
         (lambda: PartialFourier(side="left"), "side must be negative or positive"),
         (lambda: PartialFourier(reconstruction="cs"), "reconstruction must be zero_filled, conjugate"),
-        (lambda: PartialFourier(iterations=0), "iterations must be at least 1"),
+        (lambda: PartialFourier(iterations=99), "iterations are those of pocs; leave them out with zero_filled"),
+        (lambda: PartialFourier(reconstruction="pocs", iterations=0), "iterations must be at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused(unchecked, make, message):
@@ -494,12 +535,14 @@ def test_what_cannot_be_is_refused(unchecked, make, message):
     ("artefact", "shape", "message"),
     [
         (LowPass(axes=(-3,)), (1, 8, 8), "axes: axis -3 does not exist"),
-        (LowPass(axes=(-1, 1)), (1, 8, 8), "axes: .* names an axis twice"),
+        (LowPass(axes=(-1, -1)), (1, 8, 8), "axes: .* names an axis twice"),
         (LowPass(n_axes=3), (1, 8, 8), "n_axes: up to 3 axes cannot be drawn from 2"),
         (Wraparound(axis=-3), (1, 8, 8), "axis: axis -3 does not exist"),
         (Wraparound(factor=5, axis=-1), (1, 8, 4), "factor: every 5th line cannot be kept of an axis of 4"),
-        (Wraparound(factor=5), (1, 4, 4), r"axis: none of \(4, 4\) voxels has 5 lines"),
-        (PartialFourier(axis=2), (1, 8, 8), "axis: axis 2 does not exist"),
+        (Wraparound(factor=5), (1, 4, 4), "factor: every 5th line cannot be kept of an axis of 4"),
+        (Wraparound(pattern="random"), (1, 1, 1), r"axis: none of \(1, 1\) voxels has 2 lines"),
+        (PartialFourier(axis=-3), (1, 8, 8), "axis: axis -3 does not exist"),
+        (PartialFourier(axis=0), (1, 8, 8), "axis: got 0; axes count from the end: -1 is x"),
         (PartialFourier(), (1, 1, 1), "axis: none of"),
         (Gibbs(), (1, 0, 8), "shape: .* has an empty axis"),
     ],

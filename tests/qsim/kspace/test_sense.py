@@ -221,6 +221,18 @@ def test_single_precision_is_double_precision_rounded():
     assert float((single.images - double).abs().max()) < 1e-5 * float(double.abs().max())
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e20, 1e30])
+def test_unfolding_does_not_depend_on_units(scale):
+    acceleration, sensitivities = Acceleration(factors=(2,)), CoilArray(coils=6).sensitivities((8, 7))
+    plain = unfolding(sensitivities, acceleration, psi_of(6))
+    ours = unfolding(sensitivities * scale, acceleration, psi_of(6))
+    torch.testing.assert_close(ours.g, plain.g, rtol=1e-5, atol=0)
+    torch.testing.assert_close(ours.noise * scale, plain.noise, rtol=1e-5, atol=0)
+    folded = torch.from_numpy(random_images((2, 6, 4, 7))).to(torch.complex64)
+    # images of the coils in the same units: the object is the same
+    torch.testing.assert_close(ours(folded * scale), plain(folded), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

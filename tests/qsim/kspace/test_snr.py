@@ -80,3 +80,14 @@ def test_what_has_no_snr_is_refused(unchecked):
         snr.amplitude_to_decibels(float("inf"))
     with pytest.raises(ValueError, match="must be complex"):
         snr.mean_power(torch.ones(4, 4))
+
+
+@pytest.mark.parametrize("decibels", [1e5, -1e5, float("inf"), float("nan")])
+def test_decibels_that_no_number_holds_are_refused(decibels):
+    for change in (snr.from_decibels, snr.amplitude_from_decibels):
+        with pytest.raises(ValueError, match=r"^decibels must lie in \[-3000, 3000\] dB"):
+            change(decibels)
+    with pytest.raises(ValueError, match=r"^snr_db must lie in \[-200, 200\] dB"):
+        snr.sigma_of_amplitude_snr_db(1.0, decibels)
+    with pytest.raises(ValueError, match=r"^snr_db must lie in \[-200, 200\] dB"):
+        snr.sigma_of_power_snr_db(torch.ones(1, 4, 4, dtype=torch.complex64), decibels)

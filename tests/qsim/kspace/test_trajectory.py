@@ -247,7 +247,7 @@ def test_drift_goes_from_nothing_to_its_end():
 
 
 def test_breathing_without_jitter_is_the_published_curve():
-    drawn = Breathing(period=4, translation=10, axis=0).draw(3, 30.0, rng())
+    drawn = Breathing(period=4, translation=10, axis=-3).draw(3, 30.0, rng())
     t = np.linspace(0, 30, 301)
     # x0 - b cos^2n(pi t / tau - phi): at full inhalation where a cycle is half over
     phi = pi * (drawn.starts[0] + 2) / 4
@@ -257,7 +257,7 @@ def test_breathing_without_jitter_is_the_published_curve():
 
 
 def test_breaths_differ_by_their_jitter_without_a_jump():
-    drawn = Breathing(period=2, translation=1, depth_jitter=0.3, period_jitter=0.1, axis=0).draw(2, 4000.0, rng())
+    drawn = Breathing(period=2, translation=1, depth_jitter=0.3, period_jitter=0.1, axis=-2).draw(2, 4000.0, rng())
     lengths, depths = np.diff(drawn.starts), np.array(drawn.depths)
     n = len(depths)
     assert n > 1900
@@ -309,7 +309,8 @@ def test_recorded_motion_is_joined_by_straight_lines():
         (lambda: Recorded(times=(0, 1), parameters=((0, 0, 0), (0,) * 6)), "^parameters must be equally many"),
         (lambda: Recorded(times=(0,), parameters=((0, 0),)), "^parameters must be 3 or 6"),
         (lambda: Recorded(times=(0,), parameters=((0, 0, float("inf")),)), "^parameters must be finite"),
-        (lambda: Drift(axis=2).draw(2, 1.0, rng()), "^trajectory: axis 2 does not exist"),
+        (lambda: Drift(axis=-3).draw(2, 1.0, rng()), "^trajectory: axis -3 does not exist"),
+        (lambda: Drift(axis=0), "^axis: got 0; axes count from the end"),
         (
             lambda: Recorded(times=(0,), parameters=((0, 0, 0),)).draw(3, 1.0, rng()),
             "^trajectory: recorded with 3 parameters",
