@@ -22,7 +22,7 @@ One step suffices only where poses commute. Source: Pennec and Arsigny 2013, doi
 group mean); PMC7116018 (the step).
 """
 
-from math import pi
+from math import pi, sin, sqrt
 
 import numpy as np
 from jaxtyping import Float
@@ -132,8 +132,6 @@ def about_mean(
 
     Raises: ValueError for turns so large that their mean is ambiguous.
     """
-    from scipy.linalg import expm
-
     d1 = poses.shape[-1]
     size = max(1.0, float(np.abs(poses).max()))
     if np.ptp(poses, axis=0).max() <= _ROUNDING * size:
@@ -156,10 +154,35 @@ def about_mean(
         if now == 0:
             break
         left = now
-        mean = mean @ expm(step)  # type: ignore[no-untyped-call]
+        mean = mean @ _exponential(step)
         # from the given poses each time, so that rounding does not pile up
         moved = np.einsum("ij,ujk->uik", np.linalg.inv(mean), poses)
     return moved, mean
+
+
+def _exponential(step: Float[np.ndarray, "d1 d1"]) -> Float[np.ndarray, "d1 d1"]:
+    """Matrix exponential; of a rigid motion in closed form.
+
+    exp(W) = 1 + sin(a) / a W + (1 - cos(a)) / a^2 W^2
+    translation: (1 + (1 - cos(a)) / a^2 W + (a - sin(a)) / a^3 W^2) v
+    """
+    d = len(step) - 1
+    turn, shift = step[:d, :d], step[:d, d]
+    if np.abs(turn + turn.T).max() > _ROUNDING:
+        from scipy.linalg import expm
+
+        return expm(step)  # type: ignore[no-untyped-call]
+    angle = float(np.linalg.norm(turn)) / sqrt(2)
+    # sin(a) / a, (1 - cos(a)) / a^2, (a - sin(a)) / a^3; by their series where they would cancel
+    first, second, third = 1 - angle**2 / 6, 1 / 2 - angle**2 / 24, 1 / 6 - angle**2 / 120
+    if angle > 1e-3:
+        first, second = sin(angle) / angle, 2 * (sin(angle / 2) / angle) ** 2
+        third = (1 - first) / angle**2
+    square = turn @ turn
+    whole = np.eye(d + 1)
+    whole[:d, :d] += first * turn + second * square
+    whole[:d, d] = shift + second * turn @ shift + third * square @ shift
+    return whole
 
 
 def _only_translated(poses: Float[np.ndarray, "u d1 d1"]) -> bool:

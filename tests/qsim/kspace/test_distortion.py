@@ -53,9 +53,7 @@ def test_readout_is_the_sum_written_out(shape, axis, polarity):
     scale = np.abs(truth).max()
     # the kernel in double precision is good to 1e-12, in single to 2e-6
     np.testing.assert_allclose(to_kspace(there, (at,)).numpy(), truth, atol=1e-11 * scale)
-    single = distort(
-        torch.from_numpy(images).to(torch.complex64), torch.from_numpy(field), bandwidth, at, te, polarity
-    )
+    single = distort(torch.from_numpy(images).to(torch.complex64), torch.from_numpy(field), bandwidth, at, te, polarity)
     assert single.dtype == torch.complex64
     np.testing.assert_allclose(to_kspace(single, (at,)).numpy(), truth, atol=1e-5 * scale)
 

@@ -9,7 +9,16 @@ from scipy.linalg import expm, logm
 from scipy.spatial.transform import Rotation
 
 from qsim.distributions import Uniform
-from qsim.kspace.motion.pose import about_mean, in_voxels, logarithms, n_parameters, parameters_of, poses_of, rotations
+from qsim.kspace.motion.pose import (
+    _exponential,
+    about_mean,
+    in_voxels,
+    logarithms,
+    n_parameters,
+    parameters_of,
+    poses_of,
+    rotations,
+)
 from qsim.kspace.motion.sharing import shared_poses
 from qsim.kspace.motion.timing import line_times, shot_of_line
 from qsim.kspace.motion.trajectory import AnyTrajectory, Breathing, Drift, RandomWalk, Recorded, Sudden
@@ -330,3 +339,14 @@ def test_configs_name_trajectories_by_kind():
     )
     recorded = read({"kind": "recorded", "times": [0, 1], "parameters": [[0, 0, 0], [1, 2, 0.5]]})
     assert recorded == Recorded(times=(0, 1), parameters=((0, 0, 0), (1, 2, 0.5)))
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("angle", [0.0, 1e-9, 1e-4, 9.9e-4, 1.01e-3, 0.3, 2.9])
+def test_exponentials_of_rigid_motions_are_those_of_scipy(d, angle):
+    step = np.zeros((d + 1, d + 1))
+    w = rng(3).normal(size=(d, d))
+    turn = w - w.T
+    step[:d, :d] = angle * turn / (np.linalg.norm(turn) / np.sqrt(2))
+    step[:d, d] = rng(4).normal(size=d) * 20
+    np.testing.assert_allclose(_exponential(step), expm(step), rtol=1e-13, atol=1e-12)
