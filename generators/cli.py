@@ -43,7 +43,7 @@ def generate(
         if samples < 1:
             raise InputError(f"--samples: must be at least 1, got {samples}")
         chosen = chosen.model_copy(update={"samples": samples})
-    with _bar("generate", "samples") as progress:
+    with bar("generate", "samples") as progress:
         built = build(
             chosen,
             out,
@@ -71,7 +71,7 @@ def inspect(
     from generators.store import PatchStore
 
     opened = PatchStore(store)
-    with _bar("inspect", "samples") as progress:
+    with bar("inspect", "samples") as progress:
         summary = summarise(opened, progress)
     if as_json:
         attributes = opened.attributes.model_dump(mode="json")
@@ -88,7 +88,7 @@ def verify(store: StorePath, as_json: AsJson = False) -> None:
     """Read every shard of a patch store and compare it with its recorded checksum; exit 1 if one is not whole."""
     from generators import store as stores
 
-    with _bar("verify", "shards") as progress:
+    with bar("verify", "shards") as progress:
         wrong = stores.verify(store, progress)
     if as_json:
         typer.echo(json.dumps({"path": str(store), "whole": not wrong, "wrong": wrong}, indent=1))
@@ -213,7 +213,7 @@ def corrupt(
         with_picture=not no_picture,
         overwrite=overwrite,
     )
-    with _bar("corrupt", "steps") as progress:
+    with bar("corrupt", "steps") as progress:
         record = corrupt_file(job, chosen, progress)
     if as_json:
         typer.echo(json.dumps(record, indent=1, allow_nan=False))
@@ -276,7 +276,7 @@ def _print_summary(summary: "Summary", store: "PatchStore") -> None:
 
 
 @contextmanager
-def _bar(what: str, unit: str) -> Iterator[Progress | None]:
+def bar(what: str, unit: str) -> Iterator[Progress | None]:
     """A progress bar with rate and time left on a terminal; None elsewhere, where the last line says it all."""
     from rich import progress as bars
     from rich.console import Console

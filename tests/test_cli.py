@@ -33,7 +33,19 @@ def test_help_imports_nothing_heavy():
 def test_help_names_every_command():
     done = qsim("--help")
     assert done.returncode == 0
-    for command in ("generate", "inspect", "verify", "train", "study", "bound", "corrupt", "phantom", "list", "schema"):
+    for command in (
+        "generate",
+        "inspect",
+        "verify",
+        "train",
+        "study",
+        "bound",
+        "corrupt",
+        "map",
+        "phantom",
+        "list",
+        "schema",
+    ):
         assert command in done.stdout
 
 
@@ -67,7 +79,8 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_list_and_schema():
     listed = json.loads(qsim("list", "--json").stdout)
     assert {"inversion_recovery", "t2_prep", "spin_lock", "spin_echo", "inversion_recovery_2p"} <= set(listed["models"])
-    assert {"mni", "brainweb", "geometry"} == set(listed["phantoms"])
+    kinds = {"mni", "brainweb", "brainweb_fuzzy", "geometry", "system_phantom", "with_structures"}
+    assert kinds == set(listed["phantoms"])
     assert {"least-squares", "shared-b"} <= set(listed["estimators"])
     assert {"rim", "resnet"} <= set(listed["networks"])
     assert {"rf_spike", "k_space_noise"} <= set(listed["artefacts"])

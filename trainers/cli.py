@@ -97,6 +97,72 @@ def study(
     chosen.run(read, out, Command(workers, scheduler, device.value, tuple(estimator or ())))
 
 
+def map_(
+    series: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SERIES", help="NIfTI with a JSON beside it, a BIDS folder, an array.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the maps (BIDS derivatives).", show_default=False)],
+    method: Annotated[str, typer.Option(metavar="NAME", help="One of `qsim list estimators`.")] = "",
+    model: Annotated[str, typer.Option(metavar="RUN", help="A trained network: its run, or a shipped name.")] = "",
+    estimator: Annotated[str, typer.Option(metavar="MODULE:OBJECT", help="A method of your own, build(model).")] = "",
+    signal: Annotated[str, typer.Option(metavar="KIND", help="Signal model; else by the key of the times.")] = "",
+    times: Annotated[
+        str, typer.Option(metavar="LIST", help="Instead of the sidecar's [s; flip angles: degrees].")
+    ] = "",
+    sigma: Annotated[str, typer.Option(metavar="S|FILE", help="Noise SD; estimated if not given.")] = "",
+    mask: Annotated[str, typer.Option(metavar="FILE|auto", help="Voxels to map; all if not given.")] = "",
+    b1: Annotated[
+        str, typer.Option(metavar="FILE", help="Transmit field over the nominal; for flip angles 1 if none.")
+    ] = "",
+    known: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FILE|NUMBER", help="A row that is known, such as B=1.96.")
+    ] = None,
+    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Option of the method.")] = None,
+    tissues: Annotated[str, typer.Option(metavar="TABLE", help="For the method map: sabidussi2021.")] = "",
+    std: Annotated[bool, typer.Option("--std", help="Also standard deviations.")] = False,
+    slices: Annotated[str, typer.Option(metavar="A:B", help="Only these, from 0, without B.")] = "",
+    magnitude: Annotated[bool, typer.Option("--magnitude", help="Of complex images take the modulus.")] = False,
+    dataset: Annotated[str, typer.Option(metavar="NAME", help="Array inside of MATLAB, HDF5, npz.")] = "",
+    axes: Annotated[str, typer.Option(metavar="LETTERS", help="Of such an array: n c z y x in its order.")] = "",
+    kspace: Annotated[bool, typer.Option("--kspace", help="Such an array is k-space.")] = False,
+    device: Annotated[Device, typer.Option(help="auto: CUDA for networks if there is one.")] = Device.AUTO,
+    subject: Annotated[str, typer.Option(metavar="LABEL", help="Instead of that of the series.")] = "",
+    session: Annotated[str, typer.Option(metavar="LABEL", help="Instead of that of the series.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace maps of the same name.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Map a measured series: T1, T2, T2* or T1rho as BIDS derivatives, with status and a picture."""
+    from trainers.map_command import MapWords, run
+
+    words = MapWords(
+        method=method,
+        model=model,
+        estimator=estimator,
+        signal=signal,
+        times=times,
+        sigma=sigma,
+        mask=mask,
+        b1=b1,
+        known=tuple(known or ()),
+        option=tuple(option or ()),
+        tissues=tissues,
+        std=std,
+        slices=slices,
+        magnitude=magnitude,
+        dataset=dataset,
+        axes=axes,
+        kspace=kspace,
+        device=device.value,
+        subject=subject,
+        session=session,
+        overwrite=overwrite,
+    )
+    run(series, out, words, as_json=as_json)
+
+
 def list_(
     what: Annotated[Registry | None, typer.Argument(help="One registry; all if left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -133,6 +199,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "corrupt": corrupt,
     "train": train,
     "study": study,
+    "map": map_,
     "phantom": phantom,
     "list": list_,
     "schema": schema,

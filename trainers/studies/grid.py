@@ -28,7 +28,7 @@ from qsim.evaluation.studies.grid import (
 from qsim.evaluation.table import Row
 from qsim.kspace.noise import sigma_of
 from qsim.signals import InversionRecovery
-from qsim.tissues import TISSUE_TABLES
+from qsim.tissue_tables import TISSUE_TABLES
 from trainers.studies.axes import Axis
 from trainers.studies.block_runner import Command, finish
 from trainers.studies.methods import Entry, MethodEntry, check_entries, check_shapes
