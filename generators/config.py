@@ -20,7 +20,8 @@ from qsim.kspace.artefacts.plain import field_kinds, plain
 from qsim.kspace.chain import draw_chain
 from qsim.kspace.noise import NOISES, AnyNoise
 from qsim.signals import MODELS, AnyModel
-from qsim.tissues import TISSUE_TABLES, TissueSource, TissueTable
+from qsim.tissue_tables import TISSUE_TABLES
+from qsim.tissues import TissueSource, TissueTable
 
 
 def _union(kinds: tuple[type, ...]) -> Any:

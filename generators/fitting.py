@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil, pi
 
-from phantoms import MNI, BrainWeb, Geometry
+from phantoms import MNI, BrainWeb, FuzzyBrain, Geometry, SystemPhantom, WithStructures
 from phantoms.base import PhantomSpec
 from phantoms.fields import WITHOUT_FIELDS, Field, Ranges, ShimBox
 from qsim.distributions import AnyDistribution, Constant
@@ -136,8 +136,14 @@ def check_places(fields: Sequence[Field], phantom: PhantomSpec, patch: Sequence[
 
     Raises: ValueError naming the number of the field in the list.
     """
-    volume = len(phantom.size) if isinstance(phantom, Geometry) else 3 if isinstance(phantom, MNI | BrainWeb) else None
-    if volume is None:
+    if isinstance(phantom, WithStructures):
+        # they lie in the anatomy's own axes
+        phantom = phantom.phantom
+    if isinstance(phantom, Geometry):
+        volume = len(phantom.size)
+    elif isinstance(phantom, MNI | BrainWeb | FuzzyBrain | SystemPhantom):
+        volume = 3
+    else:
         return
     flat = slice_axis if len(patch) < volume else None
     inside = [axis for axis in range(volume) if axis != flat]

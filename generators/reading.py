@@ -10,16 +10,17 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from phantoms import PHANTOMS
+from phantoms import ANATOMIES, PHANTOMS, WithStructures
 from phantoms.fields import FIELDS
 from phantoms.geometry import SHAPES
+from phantoms.structures import STRUCTURES
 from qsim.distributions import DISTRIBUTIONS
 from qsim.errors import InputError
 from qsim.kspace import ARTEFACTS
 from qsim.kspace.motion.trajectory import TRAJECTORIES
 from qsim.kspace.noise import NOISES
 from qsim.signals import MODELS, PREPARATIONS, READOUTS, SampledProfile, ShapedProfile
-from qsim.tissues import TISSUE_TABLES
+from qsim.tissue_tables import TISSUE_TABLES
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -38,6 +39,8 @@ _TRIED: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("kind", READOUTS),
     ("kind", (SampledProfile, ShapedProfile)),
     ("kind", TRAJECTORIES),
+    ("kind", ANATOMIES),
+    ("shape", STRUCTURES),
 )
 # class of a member: that key, its value, the values of all members
 _PLAIN_UNIONS = {
@@ -45,6 +48,7 @@ _PLAIN_UNIONS = {
     for key, members in _TRIED
     for cls in members
 }
+_HOLDER = _default(WithStructures, "kind")
 _DISTRIBUTION_NAMES = tuple(_default(cls, "kind") for cls in DISTRIBUTIONS)
 # unions that pydantic tells apart by their kind, by the key that holds one
 _REGISTRIES = {
@@ -57,7 +61,7 @@ _REGISTRIES = {
 }
 # members of a union of plain values, as a sentence says them
 _PLAIN = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a text"}
-_SEVERAL = "tuple["
+_SEVERAL, _NAMES, _KEYED = "tuple[", "literal[", "dict["
 
 
 def read_config(path: Path, kind: type[Config]) -> Config:
@@ -66,10 +70,32 @@ def read_config(path: Path, kind: type[Config]) -> Config:
     Raises: InputError with one line per mistake, each naming the file and the path of the field.
     """
     mapping = read_yaml(path)
+    untagged = _untagged(mapping)
+    if untagged:
+        raise InputError("\n".join(f"{path}: {line}" for line in untagged))
     try:
         return kind.model_validate(mapping)
     except ValidationError as error:
         raise InputError("\n".join(f"{path}: {line}" for line in describe(error, mapping, kind))) from None
+
+
+def _untagged(mapping: Mapping[str, Any]) -> list[str]:
+    """What is no single kind by its keys alone: pydantic would take whichever member of the union fits.
+
+    An empty phantom would be one of several, a structure without a shape a square.
+    """
+    holder = mapping.get("phantom")
+    if not isinstance(holder, dict) or holder.get("kind") != _HOLDER:
+        return []
+    lines = []
+    inner, structures = holder.get("phantom"), holder.get("structures")
+    if isinstance(inner, dict) and "kind" not in inner:
+        lines.append(f"phantom.phantom.kind: missing; wanted {_either([_default(cls, 'kind') for cls in ANATOMIES])}")
+    for i, structure in enumerate(structures if isinstance(structures, list) else []):
+        if isinstance(structure, dict) and "shape" not in structure:
+            shapes = _either([_default(cls, "shape") for cls in STRUCTURES])
+            lines.append(f"phantom.structures[{i}].shape: missing; wanted {shapes}")
+    return lines
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -144,7 +170,7 @@ def _of_amounts(mistakes: Sequence[ErrorDetails], mapping: Mapping[str, Any]) ->
     at: dict[tuple[int | str, ...], list[str]] = {}
     for mistake in mistakes:
         for depth, step in enumerate(mistake["loc"]):
-            if str(step) in _PLAIN or str(step).startswith(_SEVERAL):
+            if str(step) in _PLAIN or str(step).startswith((_SEVERAL, _NAMES, _KEYED)):
                 at.setdefault(mistake["loc"][:depth], []).append(str(step))
     kept, sentences = [], []
     for mistake in mistakes:
@@ -154,9 +180,11 @@ def _of_amounts(mistakes: Sequence[ErrorDetails], mapping: Mapping[str, Any]) ->
             continue
         given = _given(above, mapping)
         member = mistake["loc"][len(above)]
-        if isinstance(given, dict) and member in _PLAIN_UNIONS:
+        if isinstance(given, dict) and (member in _PLAIN_UNIONS or str(member).startswith(_KEYED)):
             kept.append(mistake)
-        elif not isinstance(given, dict) or not _mixed(above, mistakes):
+        elif not isinstance(given, dict) or not (
+            _mixed(above, mistakes) or any(m.startswith(_KEYED) for m in at[above])
+        ):
             _, path = _locate(above, mapping, "")
             if path is not None:
                 wanted = _alternatives(at[above], _mixed(above, mistakes))
@@ -188,11 +216,24 @@ def _alternatives(members: Sequence[str], mixed: bool) -> str:
     plain = [name for name in dict.fromkeys(members) if name in _PLAIN]
     # every whole number is a number
     said = [_PLAIN[name] for name in plain if not (name == "int" and "float" in plain)]
-    if any(name.startswith(_SEVERAL) and "..." not in name for name in members):
-        said.append("a pair [low, high]")
-    elif any(name.startswith(_SEVERAL) for name in members):
-        said.append("a list of them")
+    # literal['one','two']
+    said += [f"one of {name[len(_NAMES) : -1].replace(',', ', ')}" for name in dict.fromkeys(members) if _NAMES in name]
+    if any(name.startswith(_KEYED) for name in members):
+        said.append("a mapping of keys and values")
+    said += dict.fromkeys(_items(name, mixed) for name in members if name.startswith(_SEVERAL))
     return _either([*said, *(["a distribution {kind: ...}"] if mixed else [])])
+
+
+def _items(member: str, mixed: bool) -> str:
+    """A member such as tuple[float,float] or tuple[str,...] in words."""
+    items = [item.strip() for item in member[len(_SEVERAL) : -1].split(",")]
+    if items[-1] == "...":
+        return "a list of them"
+    if len(items) == 2 and mixed:
+        # what stands for a distribution are its ends
+        return "a pair [low, high]"
+    many = {2: "two", 3: "three", 4: "four"}.get(len(items), str(len(items)))
+    return f"a list of {many} {'whole numbers' if set(items) == {'int'} else 'numbers'}"
 
 
 def _has_wrong_items(of: ErrorDetails, mistakes: Sequence[ErrorDetails]) -> bool:
@@ -244,7 +285,7 @@ def _locate(loc: tuple[int | str, ...], mapping: Mapping[str, Any], kind: str) -
             path += f"[{step}]"
             above, here = here, here[step]
         elif kind == "missing" and position == len(loc) - 1:
-            path += f".{step}"
+            path += f"[{step}]" if isinstance(step, int) else f".{step}"
             above = here
         elif step in _PLAIN_UNIONS and isinstance(here, dict):
             key, name, _ = _PLAIN_UNIONS[str(step)]
@@ -278,12 +319,15 @@ def _sentence(path: str, here: Any, mistake: ErrorDetails, root: type[BaseModel]
         return f"{path}: got {_short(given)}, wanted a list of artefacts, each a mapping with a kind"
     if kind == "too_short" and path == "artefacts":
         return f"{path}: empty; name at least one"
+    if kind == "dict_type":
+        return f"{path}: got {_short(given)}, wanted a mapping of keys and values"
     return f"{path}: {message[0].lower()}{message[1:]}, got {_short(given)}"
 
 
 def _wanted(path: str, member: tuple[str, str, tuple[str, ...]] | None) -> str:
     """What stands where something that is no mapping was given; of a union, all that it can be."""
-    registry = _REGISTRIES.get(path.rsplit(".", 1)[-1].partition("[")[0])
+    inner = path.endswith("phantom.phantom")
+    registry = ANATOMIES if inner else _REGISTRIES.get(path.rsplit(".", 1)[-1].partition("[")[0])
     if registry is not None:
         return f"a mapping with a kind: {_either([_default(cls, 'kind') for cls in registry])}"
     if member is None:

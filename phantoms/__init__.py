@@ -3,25 +3,43 @@
 Names are imported when first used, so that the command line stays light.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from phantoms.brainweb import BrainWeb as BrainWeb
+    from phantoms.fuzzy import FuzzyBrain as FuzzyBrain
     from phantoms.geometry import Geometry as Geometry
+    from phantoms.lesions import WithStructures as WithStructures
     from phantoms.mni import MNI as MNI
+    from phantoms.system_phantom import SystemPhantom as SystemPhantom
 
-    PHANTOMS = (MNI, BrainWeb, Geometry)
-    AnyPhantomSpec = MNI | BrainWeb | Geometry
+    ANATOMIES = (MNI, BrainWeb, FuzzyBrain, Geometry, SystemPhantom)
+    PHANTOMS = (MNI, BrainWeb, FuzzyBrain, Geometry, SystemPhantom, WithStructures)
+    AnyPhantomSpec = MNI | BrainWeb | FuzzyBrain | Geometry | SystemPhantom | WithStructures
+
+# phantoms that stand by themselves, by their modules; and those that hold one of them
+_ANATOMIES = {
+    "MNI": "phantoms.mni",
+    "BrainWeb": "phantoms.brainweb",
+    "FuzzyBrain": "phantoms.fuzzy",
+    "Geometry": "phantoms.geometry",
+    "SystemPhantom": "phantoms.system_phantom",
+}
+_HOLDERS = {"WithStructures": "phantoms.lesions"}
 
 
 def __getattr__(name: str) -> object:
-    if name not in ("MNI", "BrainWeb", "Geometry", "PHANTOMS", "AnyPhantomSpec"):
+    modules = _ANATOMIES | _HOLDERS
+    if name in modules:
+        return getattr(import_module(modules[name]), name)
+    if name not in ("ANATOMIES", "PHANTOMS", "AnyPhantomSpec"):
         raise AttributeError(f"module 'phantoms' has no attribute {name!r}")
-    from phantoms.brainweb import BrainWeb
-    from phantoms.geometry import Geometry
-    from phantoms.mni import MNI
-
-    specs: tuple[type, ...] = (MNI, BrainWeb, Geometry)
-    public: dict[str, object] = {spec.__name__: spec for spec in specs}
-    public |= {"PHANTOMS": specs, "AnyPhantomSpec": MNI | BrainWeb | Geometry}
-    return public[name]
+    names = _ANATOMIES if name == "ANATOMIES" else modules
+    specs: tuple[type, ...] = tuple(getattr(import_module(names[spec]), spec) for spec in names)
+    if name != "AnyPhantomSpec":
+        return specs
+    union: object = specs[0]
+    for spec in specs[1:]:
+        union = union | spec
+    return union

@@ -1,7 +1,7 @@
 """The command `qsim phantom`; heavy imports stay inside."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -9,18 +9,38 @@ if TYPE_CHECKING:
     from phantoms.base import Split
     from phantoms.brainweb import BrainWeb
     from phantoms.geometry import Geometry
+    from phantoms.label_schemes import Scheme
     from phantoms.mni import MNI
+    from phantoms.system_phantom import SystemPhantom
+    from phantoms.system_phantom.spec import Arrays
+
+
+# options of a label model
+_OF_LABELS = ("labels", "block", "voxel-mm")
 
 
 def phantom(
-    name: Annotated[str, typer.Argument(help="mni, geometry (a ball in a ball, with a box), or a NIfTI label model.")],
+    name: Annotated[
+        str, typer.Argument(help="mni, geometry (balls, a box), system_phantom (T1 array), or NIfTI labels.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
     split: Annotated[
         str, typer.Option(help="train or test: whose subject is written, and named in the JSON.")
     ] = "train",
     slice_axis: Annotated[int, typer.Option(help="Axis across which 2D patches are cut.")] = 2,
-    labels: Annotated[str, typer.Option(help="Of a label model: discrete or vessel-gm-wm.")] = "discrete",
-    block: Annotated[int, typer.Option(help="Of a label model: average block^3 voxels into one.")] = 1,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a label model: discrete (if not given), vessel-gm-wm, twelve, twelve-komamri, "
+            "twelve-raw-short, freesurfer or synthseg."
+        ),
+    ] = None,
+    block: Annotated[int | None, typer.Option(help="Of a label model: average block^3 voxels into one.")] = None,
+    voxel_mm: Annotated[
+        float | None,
+        typer.Option(metavar="MM", help="Of a label model whose file does not say (MATLAB): edge of a voxel."),
+    ] = None,
+    array: Annotated[str | None, typer.Option(help="Of system_phantom: t1 (if not given), t2, pd or all.")] = None,
 ) -> None:
     """Write a phantom's fractions (4D) and labels as NIfTI, its description as JSON, and a picture.
 
@@ -33,22 +53,36 @@ def phantom(
         raise InputError(f"--split: got {split}, wanted train or test")
     if out.exists():
         raise InputError(f"--out: {out} exists already; name a new folder or remove it")
-    spec = _spec(name, labels, block)
+    spec = _spec(name, labels, block, voxel_mm, array)
     part: Split = "train" if split == "train" else "test"
     loaded = spec.load(part, slice_axis)
     write(loaded, spec, part, out)
     typer.echo(f"{out}: fractions of {', '.join(loaded.tissues)}. {loaded.description}")
 
 
-def _spec(name: str, labels: str, block: int) -> "MNI | Geometry | BrainWeb":
+def _spec(
+    name: str, labels: str | None, block: int | None, voxel_mm: float | None, array: str | None
+) -> "MNI | Geometry | SystemPhantom | BrainWeb":
     """Return the phantom that NAME means."""
-    from phantoms import MNI, BrainWeb, Geometry
-    from phantoms.brainweb import SCHEMES
+    from phantoms import MNI, BrainWeb, Geometry, SystemPhantom
+    from phantoms.blocks import check_block
     from phantoms.geometry import Ball, Box
+    from phantoms.label_schemes import LABEL_SCHEMES
     from qsim.errors import InputError
 
+    own = ("array",) if name == "system_phantom" else () if name in ("mni", "geometry") else _OF_LABELS
+    given = {"labels": labels, "block": block, "voxel-mm": voxel_mm, "array": array}
+    for option, value in given.items():
+        if value is not None and option not in own:
+            whose = "system_phantom" if option == "array" else "label models"
+            raise InputError(f"--{option}: belongs to {whose}, not to {name}; leave it out")
     if name == "mni":
         return MNI()
+    if name == "system_phantom":
+        array = array or "t1"
+        if array not in ("t1", "t2", "pd", "all"):
+            raise InputError(f"--array: got {array}, wanted t1, t2, pd or all")
+        return SystemPhantom(array=cast("Arrays", array))
     if name == "geometry":
         return Geometry(
             size=(96, 96, 96),
@@ -62,10 +96,19 @@ def _spec(name: str, labels: str, block: int) -> "MNI | Geometry | BrainWeb":
             subjects=2,
             test_subjects=1,
         )
-    if not Path(name).exists():
-        raise InputError(f"NAME: {name} is neither mni nor geometry, nor a file or folder that exists")
-    if labels not in SCHEMES:
-        raise InputError(f"--labels: got {labels}, wanted {' or '.join(SCHEMES)}")
-    if block < 1:
-        raise InputError(f"--block: got {block}, wanted at least 1")
-    return BrainWeb(path=name, labels="discrete" if labels == "discrete" else "vessel-gm-wm", block=block)
+    # a MATLAB file may name its variable
+    if not Path(name).exists() and not Path(name.rpartition(":")[0]).is_file():
+        raise InputError(
+            f"NAME: {name} is neither mni nor geometry nor system_phantom, nor a file or folder that exists"
+        )
+    labels, block = labels or "discrete", 1 if block is None else block
+    if labels not in LABEL_SCHEMES:
+        raise InputError(f"--labels: got {labels}, wanted one of {', '.join(LABEL_SCHEMES)}")
+    try:
+        check_block(block)
+    except ValueError as error:
+        raise InputError(f"--{error}") from None
+    if voxel_mm is not None and not 0 < voxel_mm < float("inf"):
+        raise InputError(f"--voxel-mm: got {voxel_mm}, wanted a positive number of millimetres")
+    edges = None if voxel_mm is None else (voxel_mm,) * 3
+    return BrainWeb(path=name, labels=cast("Scheme", labels), block=block, voxel_mm=edges)

@@ -36,8 +36,11 @@ def closed_brain(brain: Bool[np.ndarray, "x y z"], spacing_mm: tuple[float, ...]
 def _any_of_blocks(mask: Bool[np.ndarray, "x y z"], factors: tuple[int, ...]) -> Bool[np.ndarray, "u v w"]:
     padded = np.pad(mask, [(0, -n % f) for n, f in zip(mask.shape, factors, strict=True)])
     for axis, factor in enumerate(factors):
-        starts = np.arange(0, padded.shape[axis], factor)
-        padded = np.logical_or.reduceat(padded, starts, axis=axis) if factor > 1 else padded
+        from_end = np.moveaxis(padded, axis, 0)
+        any_of = from_end[::factor].copy()
+        for offset in range(1, factor):
+            any_of |= from_end[offset::factor]
+        padded = np.moveaxis(any_of, 0, axis)
     return padded
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from jaxtyping import Float, UInt8
 from phantoms.base import PhantomSpec, Split, VolumePhantom, as_fractions
 from qsim.errors import InputError
 
-# nothing is black, as in every map here; one hue per tissue
+# nothing is black, as in every map here; one hue per tissue; those that are not here: `_colours`
 _COLOURS = {
     "csf": (0.25, 0.55, 1.0),
     "gm": (0.75, 0.75, 0.75),
@@ -22,8 +23,21 @@ _COLOURS = {
     "skull": (0.55, 0.45, 0.3),
     "vessel": (1.0, 0.1, 0.1),
     "marrow": (0.9, 0.5, 0.1),
+    "water": (0.15, 0.3, 0.45),
 }
-_OTHER = ((0.4, 0.9, 0.5), (0.7, 0.4, 0.9), (0.2, 0.8, 0.8), (0.9, 0.4, 0.7))
+# sRGB light to Oklab, where equal distances look equally different (Ottosson 2020, bottosson.github.io/posts/oklab)
+_TO_CONES = (
+    (0.4122214708, 0.5363325363, 0.0514459929),
+    (0.2119034982, 0.6806995451, 0.1073969566),
+    (0.0883024619, 0.2817188376, 0.6299787005),
+)
+_TO_LAB = (
+    (0.2104542553, 0.7936177850, -0.0040720468),
+    (1.9779984951, -2.4285922050, 0.4505937099),
+    (0.0259040371, 0.7827717662, -0.8086757660),
+)
+# lightness of the darkest that is given out; white is 1
+_DARKEST = 0.42
 
 
 def write(phantom: VolumePhantom, spec: PhantomSpec, split: Split, out: Path) -> None:
@@ -98,10 +112,12 @@ def picture(
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    spare = iter(_OTHER * len(tissues))
-    colours = np.array([_COLOURS.get(tissue) or next(spare) for tissue in tissues])
+    colours = _colours(tissues)
     ndim = fractions.ndim - 1
-    axes = range(ndim) if ndim == 3 else (None,)
+    axes: Sequence[int | None] = range(ndim) if ndim == 3 else (None,)
+    if ndim == 3 and 1 in fractions.shape[1:]:
+        # the side views of a single slice are thin lines
+        axes = (fractions.shape.index(1, 1) - 1,)
     figure = Figure(figsize=(4.2 * len(axes), 4.6), facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
     panels = np.atleast_1d(figure.subplots(1, len(axes)))
@@ -128,3 +144,29 @@ def picture(
         labelcolor="white",
     )
     figure.savefig(file, dpi=110, facecolor="black")
+
+
+def _colours(tissues: tuple[str, ...]) -> Float[np.ndarray, "t 3"]:
+    """One colour per tissue, no two alike: those that have none get, one by one, what looks least like all others."""
+    levels = np.linspace(0, 1, 9)
+    choice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    # background is black
+    choice = choice[_oklab(choice)[:, 0] >= _DARKEST]
+    look = _oklab(choice)
+    there = [_oklab(np.zeros(3)), *(_oklab(np.array(_COLOURS[tissue])) for tissue in tissues if tissue in _COLOURS)]
+    nearest = np.min([np.linalg.norm(look - one, axis=1) for one in there], axis=0)
+    colours = np.empty((len(tissues), 3))
+    for t, tissue in enumerate(tissues):
+        if tissue in _COLOURS:
+            colours[t] = _COLOURS[tissue]
+            continue
+        best = int(nearest.argmax())
+        colours[t] = choice[best]
+        nearest = np.minimum(nearest, np.linalg.norm(look - look[best], axis=1))
+    return colours
+
+
+def _oklab(rgb: Float[np.ndarray, "*points 3"]) -> Float[np.ndarray, "*points 3"]:
+    light = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    lab: Float[np.ndarray, "*points 3"] = np.cbrt(light @ np.transpose(_TO_CONES)) @ np.transpose(_TO_LAB)
+    return lab

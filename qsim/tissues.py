@@ -355,6 +355,3 @@ class Stanisz2005:
             of_heart = f"T1RHO at {self.spin_lock:g} Hz: to be sourced"
             source += f"; {_LIVER_T1RHO[2] if name == 'liver' else of_heart}"
         return Tissue(name=name, values=values, source=source)
-
-
-TISSUE_TABLES = (Sabidussi2021, Stanisz2005, CustomTable, PerFieldStrength)

@@ -6,7 +6,12 @@ import pytest
 import yaml
 
 from generators.config import GeneratorConfig
+from generators.fitting import check_places
 from generators.reading import read_config
+from phantoms import MNI, BrainWeb, FuzzyBrain, Geometry, SystemPhantom, WithStructures
+from phantoms.fields import ShimBox
+from phantoms.geometry import Ball
+from phantoms.structures import Point
 from qsim.errors import InputError
 
 GOOD = {
@@ -82,7 +87,7 @@ def test_the_digest_leaves_out_the_number_of_samples_only():
         ("targets", ["T2"], "targets: T2 is no row of the model"),
         ("targets", ["T1", "A", "T1"], "targets: T1 given twice; name each row once"),
         ("model", 3, "model: got 3, wanted a mapping with a kind: inversion_recovery, "),
-        ("phantom", "mni", "phantom: got 'mni', wanted a mapping with a kind: mni, brainweb or geometry"),
+        ("phantom", "mni", "phantom: got 'mni', wanted a mapping with a kind: mni, brainweb, brainweb_fuzzy, geometry"),
         ("fields", ["b0"], "fields[0]: got 'b0', wanted a mapping with a kind: b0, b1, "),
         (
             "noise.sigma",
@@ -135,3 +140,61 @@ def test_missing_and_binary_files(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(InputError, match=r"binary\.yaml: not a text file"):
         read_config(tmp_path / "binary.yaml", GeneratorConfig)
+
+
+@pytest.mark.parametrize(
+    ("phantom", "expected"),
+    [
+        (
+            {"kind": "brainweb", "path": "x", "block": [2, 2]},
+            "block: got [2, 2], wanted a whole number or a list of three",
+        ),
+        ({"kind": "brainweb", "path": 5}, "path: got 5, wanted a text or a list of them"),
+        ({"kind": "brainweb", "path": "x", "labels": "discret"}, "labels: got 'discret', wanted one of 'discrete', "),
+        ({"kind": "brainweb", "path": "x", "labels": {"a": "gm"}}, "labels.a: input should be a valid integer"),
+        ({"kind": "brainweb", "path": "x", "voxel_mm": [1, 1]}, "voxel_mm[2]: missing"),
+        ({"kind": "brainweb_fuzzy", "fractions": ["a"]}, "fractions: got ['a'], wanted a mapping of keys and values"),
+        (
+            {"kind": "with_structures", "phantom": "mni", "structures": [{"shape": "point", "tissue": "csf"}]},
+            "phantom: got 'mni', wanted a mapping with a kind: mni, brainweb, brainweb_fuzzy, geometry or",
+        ),
+        # what pydantic would take for the first that fits
+        (
+            {"kind": "with_structures", "phantom": {}, "structures": [{"shape": "point", "tissue": "csf"}]},
+            "phantom.kind: missing; wanted mni, ",
+        ),
+        (
+            {"kind": "with_structures", "phantom": {"kind": "mni"}, "structures": [{"tissue": "csf"}]},
+            "structures[0].shape: missing; wanted square, tumour, point or line",
+        ),
+        (
+            {
+                "kind": "with_structures",
+                "phantom": {"kind": "mni"},
+                "structures": [{"shape": "square", "tissue": "csf", "extent": 20}],
+            },
+            "structures[0].extent: got 20, wanted a list of two whole numbers or a list of three whole numbers",
+        ),
+    ],
+)
+def test_one_clear_line_for_what_a_phantom_holds(tmp_path, phantom, expected):
+    (line,) = complaint(tmp_path, yaml.safe_dump(GOOD | {"phantom": phantom}))
+    assert line.startswith(f"phantom.{expected}")
+
+
+def test_the_axis_of_a_shim_box_lies_in_the_patch_of_every_phantom():
+    anatomies = (
+        MNI(),
+        BrainWeb(path="x"),
+        FuzzyBrain(fractions={"gm": "x"}),
+        SystemPhantom(),
+        Geometry(size=(8, 8, 8), spacing_mm=(1.0, 1.0, 1.0), shapes=(Ball(tissue="gm", radius_mm=3.0),)),
+    )
+    for anatomy in anatomies:
+        for phantom in (anatomy, WithStructures(phantom=anatomy, structures=(Point(tissue="csf"),))):
+            check_places([ShimBox(axis=2)], phantom, (4, 4), 1)
+            check_places([ShimBox(axis=1)], phantom, (4, 4, 4), 1)
+            with pytest.raises(
+                ValueError, match=r"fields\[0\]\.axis must lie in the patch \(axis 0, 2 of the volume\)"
+            ):
+                check_places([ShimBox(axis=1)], phantom, (4, 4), 1)

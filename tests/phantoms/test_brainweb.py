@@ -2,15 +2,18 @@
 
 import gzip
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
+from generators import GeneratorConfig, make_samples
+from generators.reading import read_config
 from phantoms import BrainWeb
 from phantoms.base import as_fractions
-from phantoms.brainweb import block_fractions
+from phantoms.blocks import block_fractions
 from phantoms.closing import closed_brain
 from qsim.errors import InputError
 
@@ -71,6 +74,68 @@ def test_subjects_of_a_pattern_are_split():
     spec = BrainWeb(path=str(ROOT / "bw_folder1*_05mm.nii.gz"), labels="vessel-gm-wm", block=4)
     assert [f.name[9:11] for f in spec.files()] == ["10", "11", "12"]
     assert spec.load("test", 2).ids == (2,)
+
+
+CONFIG = Path(__file__).parents[2] / "configs" / "sabidussi2021" / "generate_t1_brainweb.yaml"
+
+
+def ten_brains():
+    """The phantom of the shipped config, its files where the test data are."""
+    config = read_config(CONFIG, GeneratorConfig)
+    return config, replace(config.phantom_spec, path=str(ROOT / "bw_folder*_05mm.nii.gz"))
+
+
+@real
+def test_ten_brains_train_and_two_test():
+    _, spec = ten_brains()
+    # nothing is read for this
+    assert [f.name[9:11] for f in spec.files()] == [f"{i:02}" for i in range(1, 13)]
+    train, test = spec.describe(2).split("; test subjects ")
+    assert train.count("_05mm") == 10
+    assert test.count("_05mm") == 2
+    assert "the files hold no CSF" in train
+
+
+@real
+@pytest.mark.slow
+def test_ten_brains_are_one_training_anatomy():
+    config, spec = ten_brains()
+    data = config.model_copy(update={"phantom": spec})
+    samples = make_samples(data, range(300))
+    # uniform over the ten; each is missed with probability 2e-14
+    assert set(samples.subject.tolist()) == set(range(10))
+    assert {"csf", "gm", "wm", "vessel"} == set(spec.tissues)
+    assert samples.images.shape == (300, 31, 40, 40)
+    phantom = spec.load("train", 2)
+    gm, wm = (phantom.tissues.index(name) for name in ("gm", "wm"))
+    ml = np.array([as_fractions(volume).sum(axis=(1, 2, 3), dtype=float) / 1000 for volume in phantom.volumes])
+    # README of the data: GM 894 to 1109 ml and WM 573 to 743 ml over 19 brains, all different
+    assert 893 < ml[:, gm].min() < ml[:, gm].max() < 1110
+    assert 572 < ml[:, wm].min() < ml[:, wm].max() < 744
+    assert len(np.unique(ml[:, gm])) == 10
+
+
+def test_thick_slices_average_along_one_axis(tmp_path):
+    labels = some_labels(5, (6, 8, 40))
+    phantom = BrainWeb(path=save(tmp_path / "a.nii.gz", labels), block=(1, 2, 4), gap=1).load("train", 2)
+    assert phantom.spacing_mm == (1.0, 2.0, 4.0)
+    np.testing.assert_allclose(phantom.affine @ [0, 0, 0, 1], [0, 0.5, 1.5, 1])
+    share = (labels == 2).reshape(6, 4, 2, 10, 4).mean(axis=(2, 4))
+    np.testing.assert_array_equal(as_fractions(phantom.volumes[0])[1], share)
+
+
+def test_twelve_classes_and_their_raw_numbers(tmp_path):
+    index = some_labels(6, (9, 8, 40), high=12)
+    tissues = {}
+    for scheme, times in (("twelve", 1), ("twelve-raw-short", 16)):
+        path = save(tmp_path / f"{scheme}.nii.gz", (index * times).astype(np.uint8))
+        phantom = BrainWeb(path=path, labels=scheme).load("test", 2)
+        tissues[scheme] = volumes_ml(phantom)
+        # every tissue of the paper's table is there
+        assert phantom.tissues == ("csf", "gm", "wm", "fat", "muscle", "skin", "skull", "vessel", "marrow")
+    assert tissues["twelve"] == tissues["twelve-raw-short"]
+    assert tissues["twelve"]["fat"] * 1000 == pytest.approx(np.isin(index, (4, 9)).sum())
+    assert tissues["twelve"]["marrow"] * 1000 == pytest.approx((index == 11).sum())
 
 
 def test_blocks_average_one_hot_labels():

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from phantoms import MNI, Geometry
 from phantoms.base import as_fractions
 from phantoms.cli import phantom
-from phantoms.export import labels_of, write
+from phantoms.export import _colours, labels_of, write
 from phantoms.geometry import Disc
 from qsim.errors import InputError
 
@@ -101,3 +101,28 @@ def test_bad_input(tmp_path, arguments, message):
     assert isinstance(result.exception, InputError), result.exception
     assert message in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("mni", "--array", "t1"), "--array: belongs to system_phantom, not to mni"),
+        (("system_phantom", "--block", 2), "--block: belongs to label models, not to system_phantom"),
+        ((__file__, "--array", "pd"), "--array: belongs to system_phantom"),
+        ((__file__, "--block", 99), "--block must hold at most 32768 voxels"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(tmp_path, arguments, line):
+    result = run(*arguments, "--out", tmp_path / "out")
+    assert isinstance(result.exception, InputError)
+    assert str(result.exception).startswith(line)
+
+
+def test_no_two_tissues_look_alike():
+    names = tuple(f"sphere {i}" for i in range(42))
+    colours = _colours((*names, "water", "csf"))
+    apart = np.abs(colours[:, None] - colours[None]).max(axis=-1) + np.eye(len(colours))
+    # one step of the nine levels of a channel, and a half of another
+    assert apart.min() > 0.12
+    # and none is as dark as the background
+    assert colours.max(axis=1).min() > 0.3

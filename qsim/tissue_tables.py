@@ -1,0 +1,6 @@
+"""The tissue tables that configs can name."""
+
+from qsim.system_phantom import SystemPhantomTable
+from qsim.tissues import CustomTable, PerFieldStrength, Sabidussi2021, Stanisz2005
+
+TISSUE_TABLES = (Sabidussi2021, Stanisz2005, SystemPhantomTable, CustomTable, PerFieldStrength)
