@@ -1,6 +1,7 @@
 """Reading a config file, and saying what is wrong with it in one line per mistake."""
 
 import difflib
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -226,7 +227,9 @@ def _alternatives(members: Sequence[str], mixed: bool) -> str:
 
 def _items(member: str, mixed: bool) -> str:
     """A member such as tuple[float,float] or tuple[str,...] in words."""
-    items = [item.strip() for item in member[len(_SEVERAL) : -1].split(",")]
+    # commas within brackets belong to what an item may be
+    flat = re.sub(r"\[[^\[\]]*\]", "", member[len(_SEVERAL) : -1])
+    items = [item.strip() for item in flat.split(",")]
     if items[-1] == "...":
         return "a list of them"
     if len(items) == 2 and mixed:
