@@ -14,6 +14,7 @@ from phantoms import PHANTOMS
 from phantoms.base import PhantomSpec, Split
 from phantoms.fields import FIELDS
 from phantoms.fields import Field as FieldOfMaps
+from phantoms.organ_motion import OrganMotion
 from qsim.distributions import DISTRIBUTIONS, Streams
 from qsim.kspace import ARTEFACTS, Artefact
 from qsim.kspace.artefacts.plain import field_kinds, plain
@@ -94,6 +95,9 @@ class RootConfig(BaseModel):
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, allow_nan=False)
 
 
+# keys that came after the first stores: at their default they are no part of the identity
+_LATER = ("sampling", "motion")
+
 Count = Annotated[int, Field(strict=True, ge=1)]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 
@@ -114,6 +118,9 @@ class GeneratorConfig(RootConfig):
         targets: rows to be learned or estimated; all of the model's if not given.
         fields: what changes DELTA_B0, REL_B1 and B by position or tissue, by `kind`, applied in this order.
         artefacts: of k-space, by `kind`, in the order of the scanner; drawn for each sample.
+        sampling: `patches` at random, or whole `slices` of the split in their order; of these, tissue values and
+            fields are drawn once per subject.
+        motion: of organs between the images of a series; None: nothing moves.
     """
 
     seed: Seed
@@ -131,6 +138,8 @@ class GeneratorConfig(RootConfig):
     targets: tuple[str, ...] = ()
     artefacts: tuple[_union(ARTEFACTS), ...] = ()  # type: ignore[valid-type]
     fields: tuple[_union(FIELDS), ...] = ()  # type: ignore[valid-type]
+    sampling: Literal["patches", "slices"] = "patches"
+    motion: OrganMotion | None = None
 
     @field_validator("patch")
     @classmethod
@@ -159,6 +168,10 @@ class GeneratorConfig(RootConfig):
                 "store: maps holds the majority tissue only and cannot mix signals; set partial_volume: false, "
                 "or store: images"
             )
+        if self.sampling == "slices" and len(self.patch) != 2:
+            raise ValueError(f"patch must hold two numbers with sampling: slices, got {len(self.patch)}")
+        if self.motion is not None and self.store == "maps":
+            raise ValueError("motion: store: maps keeps no images that could differ; choose store: images")
         self._artefacts_fit()
         table = self.tissue_source.table()
         check_tissues(rows, self.field_list, table)
@@ -198,6 +211,11 @@ class GeneratorConfig(RootConfig):
         return self.fields
 
     @property
+    def organ_motion(self) -> OrganMotion | None:
+        """What moves between the images of a series."""
+        return self.motion
+
+    @property
     def artefact_list(self) -> tuple[Artefact[Any], ...]:
         """The artefacts, in their order."""
         return self.artefacts
@@ -223,4 +241,8 @@ class GeneratorConfig(RootConfig):
     def digest(self) -> str:
         """sha256 of all that decides what sample i holds: everything but `samples`."""
         content = self.model_dump(mode="json", exclude={"samples"})
+        for name in _LATER:
+            # so that a store made before the key was there can be grown
+            if content[name] == type(self).model_fields[name].default:
+                del content[name]
         return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()

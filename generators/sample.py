@@ -5,26 +5,25 @@ anatomy -> tissue values -> parameter maps -> fields -> signal -> artefacts, noi
 changes a bit.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 import torch
-from jaxtyping import Float, Inexact, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from generators.acquisition import acquire, artefact_records, draw_artefacts, without_noise
 from generators.config import GeneratorConfig
+from generators.mixing import Anatomy, coherent_signal, mixed_signal
 from generators.scene import Scene, draw, draw_fields, scene, through_fields, tissue_values, within_tissue
-from phantoms.base import Crop
-from phantoms.maps import Mixture, minor_parameters, mixture, parameter_maps
+from generators.slices import cut, motion_record, moved_fractions, of_subject
+from phantoms.maps import minor_parameters, mixture, parameter_maps
 from qsim.distributions import Streams
 from qsim.errors import InputError
 from qsim.kspace.artefacts.base import Stage
 from qsim.kspace.noise import Noise
-from qsim.signals import ClosedForm
-from qsim.signals.base import CoherentModel, SpatialModel, real_signal
 
 __all__ = ["Anatomy", "Samples", "Scene", "Truth", "draws", "make_sample", "make_samples", "make_truth", "scene"]
 
@@ -69,7 +68,7 @@ def make_samples(config: GeneratorConfig, indices: Sequence[int]) -> Samples:
     if len(indices) == 0:
         raise ValueError("indices is empty")
     streams = [Streams(config.seed, int(index)) for index in indices]
-    anatomy = _anatomy(config, streams)
+    anatomy = make_anatomy(config, streams)
     sigma = draw_sigma(config, streams)
     model = config.signal_model
     artefacts = scene(config).artefacts
@@ -128,7 +127,7 @@ def make_truth(config: GeneratorConfig, index: int) -> Truth:
     Raises: InputError if the config's artefacts hold noise of their own, which no bound knows of.
     """
     model, stream = config.signal_model, Streams(config.seed, index)
-    anatomy = _anatomy(config, [stream])
+    anatomy = make_anatomy(config, [stream])
     artefacts = scene(config).artefacts
     if artefacts:
         for number, artefact in enumerate(artefacts):
@@ -152,33 +151,25 @@ def make_truth(config: GeneratorConfig, index: int) -> Truth:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Anatomy:
-    """Tissue and its parameters, before any signal.
-
-    Attributes:
-        crops: where each patch was cut.
-        voxels: which tissues share each voxel.
-        kappa: maps of the tissue with the largest share, background included [SI].
-        minor_kappa: parameters of the other tissues, in the order of `voxels.minor` [SI].
-    """
-
-    crops: Sequence[Crop]
-    voxels: Mixture
-    kappa: Float[Tensor, "q b *space"]
-    minor_kappa: Float[Tensor, "q p"]
-
-
-def _anatomy(config: GeneratorConfig, streams: Sequence[Streams]) -> Anatomy:
+def make_anatomy(config: GeneratorConfig, streams: Sequence[Streams]) -> Anatomy:
+    """Tissue and parameters of some samples, and what each image sees of them."""
     world = scene(config)
-    crops = [world.phantom.crop(config.patch, stream.rng("anatomy")) for stream in streams]
-    voxels = mixture(torch.from_numpy(np.stack([crop.fractions for crop in crops])), config.partial_volume)
-    values = tissue_values(world, streams)
+    crops = [cut(world, config, stream) for stream in streams]
+    # what all slices of a subject share is drawn for the subject
+    owners = of_subject(config, streams, crops)
+    values = tissue_values(world, owners)
     normals, within = within_tissue(world, streams, config.patch)
-    kappa = parameter_maps(values, normals, within, voxels.majority)
-    minor_kappa = minor_parameters(values, normals, within, voxels.minor)
-    kappa, minor_kappa = through_fields(world, streams, crops, voxels, kappa, minor_kappa)
-    return Anatomy(crops, voxels, kappa, minor_kappa)
+
+    def with_parameters(fractions: Float[np.ndarray, "b t *space"]) -> Anatomy:
+        voxels = mixture(torch.from_numpy(fractions), config.partial_volume)
+        kappa = parameter_maps(values, normals, within, voxels.majority)
+        minor_kappa = minor_parameters(values, normals, within, voxels.minor)
+        kappa, minor_kappa = through_fields(world, owners, crops, voxels, kappa, minor_kappa)
+        return Anatomy(crops, voxels, kappa, minor_kappa)
+
+    anatomy = with_parameters(np.stack([crop.fractions for crop in crops]))
+    moved = tuple(with_parameters(seen) for seen in moved_fractions(world, config, streams, crops))
+    return replace(anatomy, moved=moved)
 
 
 def _parts(samples: int, numbers_per_sample: int) -> Iterator[slice]:
@@ -189,14 +180,15 @@ def _parts(samples: int, numbers_per_sample: int) -> Iterator[slice]:
 
 
 def draws(config: GeneratorConfig, index: int) -> Mapping[str, object]:
-    """What was drawn for one sample, as JSON holds it: anatomy, tissue values [SI], fields, artefacts, sigma.
+    """What was drawn for one sample, as JSON holds it: anatomy, tissue values [SI], fields, motion, artefacts, sigma.
 
     A row that a field replaces is not among the tissue values; hidden rows, which only fields use, are.
     """
     world = scene(config)
     stream = Streams(config.seed, index)
-    crop = world.phantom.crop(config.patch, stream.rng("anatomy"))
-    values = tissue_values(world, [stream])[0]
+    crop = cut(world, config, stream)
+    owner = of_subject(config, [stream], [crop])[0]
+    values = tissue_values(world, [owner])[0]
     return {
         "subject": crop.subject,
         "origin": list(crop.origin),
@@ -205,67 +197,10 @@ def draws(config: GeneratorConfig, index: int) -> Mapping[str, object]:
             tissue: {row: float(values[t, q]) for q, row in enumerate(world.all_rows) if row not in world.replaced}
             for t, tissue in enumerate(world.phantom.tissues)
         },
-        "fields": draw_fields(world, stream),
+        "fields": draw_fields(world, owner),
+        "motion": motion_record(config, stream),
         "artefacts": artefact_records(config, world.artefacts, stream),
     }
-
-
-def mixed_signal(model: CoherentModel, anatomy: Anatomy, part: slice) -> Float[Tensor, "n b *space"]:
-    """Coherent signal of some of the samples: signals mix, before any modulus; relaxation times do not.
-
-        S = sum_k share_k S(kappa of tissue k)
-
-    Where the readout mixes voxels, magnetisations mix within them first, and one readout follows. Of a complex signal:
-    its modulus, or its real part if the model is signed.
-    """
-    return real_signal(model, coherent_signal(model, anatomy, part))
-
-
-def coherent_signal(model: CoherentModel, anatomy: Anatomy, part: slice) -> Inexact[Tensor, "n b *space"]:
-    """The same with its phase, where the model has one."""
-    if isinstance(model, SpatialModel) and model.mixes_voxels:
-        signal = model.image(_mixed_tissue(model.magnetisation, anatomy, part))
-    elif isinstance(model, ClosedForm):
-        signal = _mixed(model.coherent, anatomy, part)
-    else:
-        signal = _mixed_tissue(model.coherent, anatomy, part)
-    # one sum instead of a test of every voxel: what is not finite stays so in it
-    total = signal.sum() if signal.is_complex() else signal.sum(dtype=torch.float64)
-    if not bool(torch.isfinite(total)):
-        raise InputError(
-            "model: the signal of some voxel is not finite: its relaxation is faster than the pulses or the lock "
-            "(short T2, REL_B1 near 0), or a field is far too large; narrow tissues or fields"
-        )
-    return signal
-
-
-def _mixed(function: Callable[[Tensor], Tensor], anatomy: Anatomy, part: slice) -> Inexact[Tensor, "n b *space"]:
-    """Sum over the tissues of each voxel of share x function(kappa of the tissue)."""
-    signal = function(anatomy.kappa[:, part]).mul_(anatomy.voxels.purity[part])
-    minor = anatomy.voxels.minor
-    if len(minor.share) == 0:
-        return signal
-    first, last = torch.searchsorted(minor.sample, torch.tensor((part.start, part.stop))).tolist()
-    if last > first:
-        other = function(anatomy.minor_kappa[:, first:last]).mul_(minor.share[first:last])
-        voxels = signal[0, 0].numel()
-        flat = (minor.sample[first:last] - part.start) * voxels + minor.voxel[first:last]
-        signal.reshape(len(signal), -1).index_add_(1, flat, other)
-    return signal
-
-
-def _mixed_tissue(function: Callable[[Tensor], Tensor], anatomy: Anatomy, part: slice) -> Inexact[Tensor, "n b *space"]:
-    """The same sum, computed only where there is tissue: worth the copies where a voxel costs more than they do."""
-    purity, minor = anatomy.voxels.purity[part], anatomy.voxels.minor
-    held = torch.nonzero(purity.flatten() > 0)[:, 0]
-    first, last = torch.searchsorted(minor.sample, torch.tensor((part.start, part.stop))).tolist()
-    voxels = purity[0].numel()
-    where = torch.cat((held, (minor.sample[first:last] - part.start) * voxels + minor.voxel[first:last]))
-    share = torch.cat((purity.flatten().index_select(0, held), minor.share[first:last]))
-    majority = anatomy.kappa[:, part].flatten(1).index_select(1, held)
-    signal = function(torch.cat((majority, anatomy.minor_kappa[:, first:last]), 1)).mul_(share)
-    mixed = torch.zeros(len(signal), purity.numel(), dtype=signal.dtype).index_add_(1, where, signal)
-    return mixed.reshape(-1, *purity.shape)
 
 
 def add_noise(

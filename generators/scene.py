@@ -38,6 +38,8 @@ class Scene:
         ranges: where the rows lie when each field begins.
         slice_axis: axis across which slices are cut.
         artefacts: in their order, told the size of a voxel.
+        order: with sampling: slices, the subject's place in the phantom and the slice of every sample.
+        patch_spacing_mm: size of a voxel along the axes of a patch [mm].
     """
 
     phantom: Phantom
@@ -49,6 +51,8 @@ class Scene:
     ranges: tuple[Ranges, ...] = ()
     slice_axis: int = 2
     artefacts: tuple[Artefact[Any], ...] = ()
+    order: tuple[tuple[int, int], ...] = ()
+    patch_spacing_mm: tuple[float, ...] = ()
 
     @property
     def all_rows(self) -> tuple[str, ...]:
@@ -81,6 +85,9 @@ def _scene(canonical: str) -> Scene:
                 f"tissues: the phantom holds {name}, which has no {', '.join(lacking)} in the table '{table.name}'; "
                 "give it there, or choose a phantom without this tissue"
             )
+    if config.organ_motion is not None:
+        config.organ_motion.check(phantom.tissues)
+    order = _order(phantom, config)
     ranges = field_ranges(rows, fields, table, [table[name] for name in phantom.tissues])
     return Scene(
         phantom=phantom,
@@ -92,7 +99,24 @@ def _scene(canonical: str) -> Scene:
         ranges=ranges,
         slice_axis=config.slice_axis,
         artefacts=artefacts_of(config, _patch_spacing(phantom, config)),
+        order=order,
+        patch_spacing_mm=_patch_spacing(phantom, config),
     )
+
+
+def _order(phantom: Phantom, config: GeneratorConfig) -> tuple[tuple[int, int], ...]:
+    """Every slice of the split, where samples are slices."""
+    if config.sampling == "patches":
+        return ()
+    if not isinstance(phantom, VolumePhantom):
+        raise InputError(f"sampling: slices needs a phantom that is loaded as a volume, got {config.phantom_spec.kind}")
+    order = phantom.slices()
+    if config.samples > len(order):
+        raise InputError(
+            f"samples: {config.samples}, but with sampling: slices the {config.split} split of "
+            f"{config.phantom_spec.kind} has {len(order)} slices; ask for at most that many, or for more subjects"
+        )
+    return order
 
 
 def _patch_spacing(phantom: Phantom, config: GeneratorConfig) -> tuple[float, ...]:

@@ -162,6 +162,34 @@ class VolumePhantom:
         fractions = as_fractions(volume[(slice(None), *window)])
         return Crop(fractions=fractions, subject=self.ids[i], origin=tuple(origin))
 
+    def slices(self) -> tuple[tuple[int, int], ...]:
+        """Place of the subject in `volumes`, and slice, of every slice of this split that holds tissue; in order."""
+        found: list[tuple[int, int]] = []
+        for i, (volume, runs) in enumerate(zip(self.volumes, self._centres, strict=True)):
+            per_slice = volume[0].size // volume.shape[1 + self.slice_axis]
+            found.extend((i, int(at)) for run in runs for at in np.unique(run // per_slice))
+        return tuple(found)
+
+    def whole_slice(self, i: int, at: int, patch: tuple[int, ...]) -> Crop:
+        """Cut one whole slice.
+
+        Args:
+            i: place of the subject in `volumes`.
+            at: index along `slice_axis`.
+            patch: extent of the slice, as a check.
+        Raises: InputError if a slice of this subject is not of that extent.
+        """
+        volume, axis = self.volumes[i], self.slice_axis
+        extent = volume.shape[1 : 1 + axis] + volume.shape[2 + axis :]
+        if patch != extent:
+            raise InputError(
+                f"patch: sampling: slices cuts whole slices, {_times(extent)} voxels in subject {self.ids[i]}; got "
+                f"{_times(patch)}"
+            )
+        origin = [0] * (volume.ndim - 1)
+        origin[axis] = at
+        return Crop(as_fractions(np.take(volume, at, axis=1 + axis)), self.ids[i], tuple(origin))
+
     def _block(self, patch: tuple[int, ...]) -> tuple[int, ...]:
         """Extent along every axis of the volume; 1 along the slice axis for a 2D patch."""
         largest = self._largest

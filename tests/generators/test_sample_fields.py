@@ -241,7 +241,7 @@ def test_magnetisations_mix_before_a_readout_that_mixes_voxels(crisp):
     assert isinstance(model, SpatialModel)
     from qsim.distributions import Streams
 
-    anatomy = sample_module._anatomy(c, [Streams(11, i) for i in range(3)])
+    anatomy = sample_module.make_anatomy(c, [Streams(11, i) for i in range(3)])
     got = sample_module.mixed_signal(model, anatomy, slice(1, 3))
     for b, index in enumerate((1, 2)):
         drawn = draws(c, index)["tissues"]
