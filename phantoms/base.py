@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Shaped, UInt8
 
 from qsim.errors import InputError
 
@@ -226,6 +226,24 @@ class VolumePhantom:
                 return start, stop, int(run[k])
             k -= len(run)
         raise AssertionError("k is below the total")
+
+
+@runtime_checkable
+class WithRegions(Protocol):
+    """A phantom that knows regions of interest, set by its geometry before anything is fitted."""
+
+    @property
+    def region_names(self) -> tuple[str, ...]:
+        """Names of regions 1, 2, ..."""
+        ...
+
+    def regions(self, subject: int) -> UInt8[np.ndarray, "*space"]:
+        """Region of every voxel of a subject's volume; 0: none.
+
+        Args:
+            subject: as in `Crop`.
+        """
+        ...
 
 
 def as_fractions(stored: Shaped[np.ndarray, "t *space"]) -> Float[np.ndarray, "t *space"]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from phantoms.base import PhantomSpec, Split, VolumePhantom, as_fractions
+from phantoms.base import PhantomSpec, Split, VolumePhantom, WithRegions, as_fractions
 from qsim.errors import InputError
 
 # nothing is black, as in every map here; one hue per tissue; those that are not here: `_colours`
@@ -44,7 +44,7 @@ def write(phantom: VolumePhantom, spec: PhantomSpec, split: Split, out: Path) ->
     """Write the first subject of a split into a new folder: all of it, or nothing.
 
     fractions.nii.gz (x, y, z, tissue), labels.nii.gz (0 background, 1 + t where tissue t is the largest share and
-    background is not), phantom.json, phantom.png.
+    background is not), phantom.json, phantom.png; of a phantom that has regions of interest, regions.nii.gz.
 
     Raises: InputError if `out` exists or cannot be written.
     """
@@ -82,6 +82,9 @@ def _write_images(phantom: VolumePhantom, fractions: Float[np.ndarray, "t *space
     # a slice is a volume one voxel deep
     deep = fractions if fractions.ndim == 4 else fractions[..., None]
     images = {"fractions": np.moveaxis(deep, 0, -1), "labels": labels if labels.ndim == 3 else labels[..., None]}
+    if isinstance(phantom, WithRegions):
+        regions = phantom.regions(phantom.ids[0])
+        images["regions"] = regions if regions.ndim == 3 else regions[..., None]
     for name, data in images.items():
         image = nibabel.Nifti1Image(data, affine)  # type: ignore[no-untyped-call]
         image.header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]
@@ -94,6 +97,11 @@ def _description(phantom: VolumePhantom, spec: PhantomSpec, split: Split) -> dic
         "parameters": asdict(spec),  # type: ignore[call-overload]
         "tissues": list(phantom.tissues),
         "labels": {"0": "background"} | {str(1 + t): name for t, name in enumerate(phantom.tissues)},
+        **(
+            {"regions": {str(1 + i): name for i, name in enumerate(phantom.region_names)}}
+            if isinstance(phantom, WithRegions)
+            else {}
+        ),
         "spacing_mm": list(phantom.spacing_mm),
         "split": split,
         "slice_axis": phantom.slice_axis,

@@ -65,9 +65,16 @@ class VolumeWithStructures(VolumePhantom):
 
     Attributes:
         placed: every structure of this split.
+        region_names: of the structures, in the config's order.
     """
 
     placed: tuple[Placed, ...] = ()
+    region_names: tuple[str, ...] = ()
+
+    def regions(self, subject: int) -> UInt8[np.ndarray, "*space"]:
+        """Which structure holds at least half of each voxel of a subject: 0 none, 1 + its number."""
+        extent = tuple(self.volumes[self.ids.index(subject)].shape[1:])
+        return self.structure_labels(subject, (0,) * len(extent), extent)
 
     def structure_labels(
         self, subject: int, origin: tuple[int, ...], patch: tuple[int, ...]
@@ -175,6 +182,7 @@ class WithStructures:
             description=f"{anatomy.description}; {self._say(missing)}",
             affine=anatomy.affine,
             placed=tuple(placed),
+            region_names=tuple(f"{s.shape} of {s.tissue}" for s in self.structures),
         )
 
     def _check(self, anatomy: VolumePhantom) -> None:

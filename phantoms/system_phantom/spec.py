@@ -1,5 +1,6 @@
 """The system phantom as a config names it."""
 
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import ceil, isfinite
 from typing import Literal
@@ -233,6 +234,30 @@ def _volume(spec: SystemPhantom, slice_axis: int) -> np.ndarray:
     return slice_first(volume, slice_axis)
 
 
+@dataclass(frozen=True, slots=True)
+class SystemPhantomVolume(VolumePhantom):
+    """The phantom with its regions of interest.
+
+    Attributes:
+        spec: what it was made from.
+    """
+
+    spec: SystemPhantom = field(default_factory=SystemPhantom)
+
+    @property
+    def region_names(self) -> tuple[str, ...]:
+        """Names of the spheres."""
+        return self.tissues[:-1]
+
+    def regions(self, subject: int) -> UInt8[np.ndarray, "*space"]:
+        """The inner .7 of every sphere, see `SystemPhantom.rois`.
+
+        Raises: ValueError if a sphere has no voxel wholly inside.
+        """
+        assert subject == 0
+        return self.spec.rois()
+
+
 @lru_cache(maxsize=4)
 def _load(spec: SystemPhantom, split: Split, slice_axis: int) -> VolumePhantom:
     slabs = spec.slabs(slice_axis)
@@ -241,7 +266,7 @@ def _load(spec: SystemPhantom, split: Split, slice_axis: int) -> VolumePhantom:
             f"phantom.gap: the slices along axis {slice_axis} hold no water beyond the spheres to train on; ask for "
             "split: test, a smaller gap, or more slices"
         )
-    return VolumePhantom(
+    return SystemPhantomVolume(
         tissues=spec.tissues,
         spacing_mm=(float(spec.voxel_mm[0]), float(spec.voxel_mm[1]), spec.step_mm),
         volumes=(_volume(spec, slice_axis),),
@@ -250,6 +275,7 @@ def _load(spec: SystemPhantom, split: Split, slice_axis: int) -> VolumePhantom:
         ids=(0,),
         description=spec.describe(slice_axis),
         affine=spec.affine,
+        spec=spec,
     )
 
 

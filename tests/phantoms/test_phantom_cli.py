@@ -8,11 +8,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from phantoms import MNI, Geometry
+from phantoms import MNI, Geometry, WithStructures
 from phantoms.base import as_fractions
 from phantoms.cli import phantom
 from phantoms.export import _colours, labels_of, write
 from phantoms.geometry import Disc
+from phantoms.structures import Point, Square
 from qsim.errors import InputError
 
 app = typer.Typer()
@@ -51,6 +52,32 @@ def test_mni_lies_in_world_coordinates(tmp_path):
     image = nibabel.load(tmp_path / "out" / "fractions.nii.gz")
     np.testing.assert_array_equal(image.affine[:3, 3], [-98, -134, -72])
     np.testing.assert_array_equal(np.moveaxis(np.asarray(image.dataobj), -1, 0), as_fractions(loaded.volumes[0]))
+
+
+def test_regions_of_interest_are_written_where_a_phantom_has_them(tmp_path):
+    assert run("system_phantom", "--out", tmp_path / "out", "--split", "test").exit_code == 0
+    regions = np.asarray(nibabel.load(tmp_path / "out" / "regions.nii.gz").dataobj)
+    fractions = np.asarray(nibabel.load(tmp_path / "out" / "fractions.nii.gz").dataobj)
+    about = json.loads((tmp_path / "out" / "phantom.json").read_text())
+    assert list(about["regions"].values()) == [f"t1_{k:02d}" for k in range(1, 15)]
+    for number, name in about["regions"].items():
+        # of pure solution, and not more than the inner .7 of a ball of 15 mm
+        inside = regions == int(number)
+        assert fractions[..., about["tissues"].index(name)][inside].min() == 1
+        assert 0 < inside.sum() * 0.82**2 * 1.5 < 4 / 3 * np.pi * (0.7 * 7.5) ** 3
+
+
+def test_structures_are_regions(tmp_path):
+    anatomy = Geometry(size=(20, 30), spacing_mm=(1.0, 2.0), shapes=(Disc(tissue="gm", radius_mm=9.0),))
+    spec = WithStructures(phantom=anatomy, structures=(Square(tissue="wm", extent=(3, 2)), Point(tissue="csf")))
+    write(spec.load("test", 0), spec, "test", tmp_path / "out")
+    regions = np.asarray(nibabel.load(tmp_path / "out" / "regions.nii.gz").dataobj)
+    labels = np.asarray(nibabel.load(tmp_path / "out" / "labels.nii.gz").dataobj)
+    about = json.loads((tmp_path / "out" / "phantom.json").read_text())
+    assert about["regions"] == {"1": "square of wm", "2": "point of csf"}
+    assert (regions == 1).sum() == 6
+    assert (regions == 2).sum() == 1
+    np.testing.assert_array_equal(regions == 1, labels == 1 + about["tissues"].index("wm"))
 
 
 def test_flat_phantom(tmp_path):
