@@ -47,7 +47,7 @@ _POOLING = ("auto", "profile", "histogram")
 # nodes among which the weight is chosen
 _NODES = 600
 # a step that gains less than this [log-likelihood] is the last; a deviation of one standard error costs .5
-_TOLERANCE = 1e-4
+_TOLERANCE = 1e-3
 # the sums of the marginal likelihood, in 32 bits, are no better than some hundredths; and at that noise one map is as
 # good as another that is half a unit of log-likelihood away
 _MARGINAL_TOLERANCE = 0.5
@@ -77,7 +77,7 @@ class SmoothB:
     model: SignalModel
     covariance: bool = False
     weight: float = 0.0
-    iterations: int = 20
+    iterations: int = 50
     pooling: str = "auto"
 
     def __post_init__(self) -> None:
@@ -131,7 +131,7 @@ class SmoothB:
         assert there.u is not None
         found = self._profile(y).settle(depth, there.u)
         kappa = torch.stack((found.a, depth, found.u.exp().clamp(T1.lower, T1.upper)))
-        settled = (found.step.abs() < 1e-4) & converged
+        settled = (found.step.abs() < 1e-4) & torch.from_numpy(converged).to(images.device)
         covariance = None
         if self.covariance:
             variance = depth_variance(climb, weight, there.curvature)
@@ -143,8 +143,8 @@ class SmoothB:
 
     def _fit(
         self, y: Float[Tensor, "n v"], level: Float[Tensor, " v_or_1"], where: Bool[Tensor, "*space"]
-    ) -> tuple[Local, float, Climb, bool]:
-        """The map of B and what belongs to it, the weight, and whether the climb ended."""
+    ) -> tuple[Local, float, Climb, Bool[np.ndarray, " v"]]:
+        """The map of B and what belongs to it, the weight, and which voxels have settled."""
         profile = self._profile(y)
         domain = Domain(where.cpu().numpy())
         climb = Climb(domain, domain.blocks(_NODES), _TOLERANCE, self.iterations)

@@ -30,6 +30,8 @@ _FLOOR = 1e-3
 _INFINITE = 1e15
 # of sums of 64-bit numbers over many voxels
 _ROUNDING = 1e-14
+# a voxel whose B a further step would move by less has settled: 5e-4 of B, about as much of T1 [1]
+_SETTLED = 1e-3
 # the rounds in which the weight is chosen anew, and the change of its logarithm that ends them
 _ROUNDS = 6
 _SAME = 0.25
@@ -151,21 +153,29 @@ class Climb:
             weight = self.effective(weight, here.curvature)
             if weight == before or abs(np.log(weight) - np.log(max(before, 1e-300))) < _SAME:
                 break
-            here, _, _ = self.step(likelihood, here, weight)
+            here, _, _, _ = self.step(likelihood, here, weight)
         return here, weight
 
-    def climb(self, likelihood: Likelihood, here: Local, weight: float) -> tuple[Local, bool]:
-        """The map of this weight, and whether the climb ended by itself."""
-        weight = self.effective(weight, here.curvature)
-        for _ in range(self.steps):
-            here, gain, moved = self.step(likelihood, here, weight)
-            ended = gain < max(self.tolerance, here.rounding)
-            if ended or not moved:
-                return here, ended
-        return here, False
+    def climb(self, likelihood: Likelihood, here: Local, weight: float) -> tuple[Local, Bool[np.ndarray, " v"]]:
+        """The map of this weight, and which voxels have settled.
 
-    def step(self, likelihood: Likelihood, here: Local, weight: float) -> tuple[Local, float, bool]:
-        """One step: where it led, what a parabola promised, and whether it was made."""
+        All have where the climb ended by itself. Where it did not, a few voxels between two minima of T1 may hold up
+        the common step: settled are those that would hardly move in it.
+        """
+        weight = self.effective(weight, here.curvature)
+        move = np.full(here.b.shape, np.inf)
+        for _ in range(self.steps):
+            here, gain, moved, move = self.step(likelihood, here, weight)
+            if gain < max(self.tolerance, here.rounding):
+                return here, np.ones(here.b.shape, dtype=bool)
+            if not moved:
+                break
+        return here, np.abs(move) < _SETTLED
+
+    def step(
+        self, likelihood: Likelihood, here: Local, weight: float
+    ) -> tuple[Local, float, bool, Float[np.ndarray, " v"]]:
+        """One step: where it led, what a parabola promised, whether it was made, and where the parabola pointed."""
         if np.isinf(weight):
             # from here on constant on each piece, whatever it was
             here = self._level(likelihood, here)
@@ -180,15 +190,15 @@ class Climb:
         gain = 0.5 * float(uphill @ step)
         longest = float(np.abs(step).max())
         if longest == 0.0 or not np.isfinite(longest):
-            return here, 0.0 if longest == 0.0 else np.inf, False
+            return here, 0.0 if longest == 0.0 else np.inf, False, step
         part, now = min(1.0, _REACH / longest), self._objective(here, weight)
         for _ in range(_HALVINGS):
             there = likelihood.move(here, np.clip(here.b + part * step, 0.0, B.upper))
             risen = self._objective(there, weight) - now
             if risen >= -here.rounding or part * gain < self.tolerance:
-                return there, gain, True
+                return there, gain, True, step
             part /= 2
-        return here, gain, False
+        return here, gain, False, step
 
     def _objective(self, here: Local, weight: float) -> float:
         return here.value - (0.0 if np.isinf(weight) else weight * self.domain.roughness(here.b))
