@@ -375,18 +375,19 @@ def test_same_on_cuda(snr):
     assert float((here.kappa[1] - there.kappa[1].cpu()).abs().max()) < 5e-3
 
 
-def test_few_voxels_of_a_measured_slice_hold_up_the_others(data_folder):
-    """A head has voxels without signal between its bones; a status that is that of the worst of them says nothing."""
+def test_voxels_that_settled_stay_where_the_climb_goes_on(data_folder):
+    """CSF at the bound of T1 holds up the climb of a measured slice; the status tells who has settled before."""
     import nibabel
 
     file = data_folder / "brain_ir_se_basel" / "ir_tse_real.nii.gz"
-    stored = np.asarray(nibabel.load(file).dataobj, dtype=np.float32)[60:124, 60:124, 0]
+    stored = np.asarray(nibabel.load(file).dataobj, dtype=np.float32)[70:110, 70:110, 0]
     images = torch.from_numpy(np.moveaxis(stored, -1, 0).copy())
     mask = images.abs().amax(0) > 0.2 * images.abs().amax()
     model = InversionRecovery(ti=(0.05, 0.1, 0.2, 0.5, 2.0, 4.0), signed=True)
-    found = SmoothB(model)(images, sigma=16.4, mask=mask)
-    free = build_estimator("least-squares", model)(images, mask=mask)
-    settled = found.status[mask] == Status.OK
-    assert settled.float().mean() > 0.95
-    # where B is smooth it is near the median of the free fits of the neighbourhood
-    assert abs(float(found.kappa[1][mask].median() - free.kappa[1][mask].median())) < 0.02
+    early, late = (SmoothB(model, weight=5.0, iterations=n)(images, sigma=16.4, mask=mask) for n in (12, 40))
+    settled, still = (mask & (early.status == status) for status in (Status.OK, Status.NOT_CONVERGED))
+    assert settled.sum() > 100
+    assert still.sum() > 10
+    moved = (early.kappa[1] - late.kappa[1]).abs()
+    assert float(moved[settled].quantile(0.99)) < 0.01
+    assert float(moved[settled].median()) < 0.1 * float(moved[still].median())
