@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil, pi
 
-from phantoms import MNI, BrainWeb, FuzzyBrain, Geometry, SystemPhantom, WithStructures
+from phantoms import MNI, BrainWeb, FuzzyBrain, Geometry, Heart, Liver, SystemPhantom, WithStructures
 from phantoms.base import PhantomSpec
 from phantoms.fields import WITHOUT_FIELDS, Field, Ranges, ShimBox
 from qsim.distributions import AnyDistribution, Constant
@@ -141,7 +141,7 @@ def check_places(fields: Sequence[Field], phantom: PhantomSpec, patch: Sequence[
         phantom = phantom.phantom
     if isinstance(phantom, Geometry):
         volume = len(phantom.size)
-    elif isinstance(phantom, MNI | BrainWeb | FuzzyBrain | SystemPhantom):
+    elif isinstance(phantom, MNI | BrainWeb | FuzzyBrain | SystemPhantom | Heart | Liver):
         volume = 3
     else:
         return

@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     from phantoms.brainweb import BrainWeb as BrainWeb
     from phantoms.fuzzy import FuzzyBrain as FuzzyBrain
     from phantoms.geometry import Geometry as Geometry
+    from phantoms.heart import Heart as Heart
     from phantoms.lesions import WithStructures as WithStructures
+    from phantoms.liver import Liver as Liver
     from phantoms.mni import MNI as MNI
     from phantoms.system_phantom import SystemPhantom as SystemPhantom
 
-    ANATOMIES = (MNI, BrainWeb, FuzzyBrain, Geometry, SystemPhantom)
-    PHANTOMS = (MNI, BrainWeb, FuzzyBrain, Geometry, SystemPhantom, WithStructures)
-    AnyPhantomSpec = MNI | BrainWeb | FuzzyBrain | Geometry | SystemPhantom | WithStructures
+    ANATOMIES = (MNI, BrainWeb, FuzzyBrain, Geometry, SystemPhantom, Heart, Liver)
+    PHANTOMS = (MNI, BrainWeb, FuzzyBrain, Geometry, SystemPhantom, Heart, Liver, WithStructures)
+    AnyPhantomSpec = MNI | BrainWeb | FuzzyBrain | Geometry | SystemPhantom | Heart | Liver | WithStructures
 
 # phantoms that stand by themselves, by their modules; and those that hold one of them
 _ANATOMIES = {
@@ -25,6 +27,8 @@ _ANATOMIES = {
     "FuzzyBrain": "phantoms.fuzzy",
     "Geometry": "phantoms.geometry",
     "SystemPhantom": "phantoms.system_phantom",
+    "Heart": "phantoms.heart",
+    "Liver": "phantoms.liver",
 }
 _HOLDERS = {"WithStructures": "phantoms.lesions"}
 

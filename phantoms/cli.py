@@ -1,5 +1,6 @@
 """The command `qsim phantom`; heavy imports stay inside."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -9,7 +10,9 @@ if TYPE_CHECKING:
     from phantoms.base import Split
     from phantoms.brainweb import BrainWeb
     from phantoms.geometry import Geometry
+    from phantoms.heart import Heart
     from phantoms.label_schemes import Scheme
+    from phantoms.liver import Liver
     from phantoms.mni import MNI
     from phantoms.system_phantom import SystemPhantom
     from phantoms.system_phantom.spec import Arrays
@@ -21,7 +24,11 @@ _OF_LABELS = ("labels", "block", "voxel-mm")
 
 def phantom(
     name: Annotated[
-        str, typer.Argument(help="mni, geometry (balls, a box), system_phantom (T1 array), or NIfTI labels.")
+        str,
+        typer.Argument(
+            help="mni, geometry (balls, a box), system_phantom (T1 array), liver, heart, heart-preclinical, or a file "
+            "of labels."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
     split: Annotated[
@@ -62,15 +69,23 @@ def phantom(
 
 def _spec(
     name: str, labels: str | None, block: int | None, voxel_mm: float | None, array: str | None
-) -> "MNI | Geometry | SystemPhantom | BrainWeb":
+) -> "MNI | Geometry | SystemPhantom | Liver | Heart | BrainWeb":
     """Return the phantom that NAME means."""
-    from phantoms import MNI, BrainWeb, Geometry, SystemPhantom
+    from phantoms import MNI, BrainWeb, Geometry, Heart, Liver, SystemPhantom
     from phantoms.blocks import check_block
     from phantoms.geometry import Ball, Box
+    from phantoms.heart.spec import clinical_t1, preclinical_t1rho
     from phantoms.label_schemes import LABEL_SCHEMES
     from qsim.errors import InputError
 
-    own = ("array",) if name == "system_phantom" else () if name in ("mni", "geometry") else _OF_LABELS
+    # few subjects: all of a split are drawn to write one
+    drawn: dict[str, Liver | Heart] = {
+        "liver": Liver(subjects=2, test_subjects=1),
+        "heart": replace(clinical_t1(), subjects=2, test_subjects=1),
+        "heart-preclinical": replace(preclinical_t1rho(), subjects=2, test_subjects=1),
+    }
+    named = ("mni", "geometry", *drawn)
+    own = ("array",) if name == "system_phantom" else () if name in named else _OF_LABELS
     given = {"labels": labels, "block": block, "voxel-mm": voxel_mm, "array": array}
     for option, value in given.items():
         if value is not None and option not in own:
@@ -78,6 +93,8 @@ def _spec(
             raise InputError(f"--{option}: belongs to {whose}, not to {name}; leave it out")
     if name == "mni":
         return MNI()
+    if name in drawn:
+        return drawn[name]
     if name == "system_phantom":
         array = array or "t1"
         if array not in ("t1", "t2", "pd", "all"):
@@ -99,7 +116,7 @@ def _spec(
     # a MATLAB file may name its variable
     if not Path(name).exists() and not Path(name.rpartition(":")[0]).is_file():
         raise InputError(
-            f"NAME: {name} is neither mni nor geometry nor system_phantom, nor a file or folder that exists"
+            f"NAME: {name} is none of {', '.join(named)}, system_phantom, nor a file or folder that exists"
         )
     labels, block = labels or "discrete", 1 if block is None else block
     if labels not in LABEL_SCHEMES:

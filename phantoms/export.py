@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,6 +36,8 @@ _TO_LAB = (
     (1.9779984951, -2.4285922050, 0.4505937099),
     (0.0259040371, 0.7827717662, -0.8086757660),
 )
+# a stack of so many slices is looked at slice by slice
+_FEW_SLICES = 8
 # lightness of the darkest that is given out; white is 1
 _DARKEST = 0.42
 
@@ -59,7 +61,7 @@ def write(phantom: VolumePhantom, spec: PhantomSpec, split: Split, out: Path) ->
         fractions = as_fractions(phantom.volumes[0])
         _write_images(phantom, fractions, partial)
         (partial / "phantom.json").write_text(json.dumps(_description(phantom, spec, split), indent=2) + "\n")
-        picture(fractions, phantom.tissues, phantom.spacing_mm, partial / "phantom.png")
+        picture(fractions, phantom.tissues, phantom.spacing_mm, partial / "phantom.png", phantom.slice_axis)
         partial.replace(out)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -113,45 +115,70 @@ def _description(phantom: VolumePhantom, spec: PhantomSpec, split: Split) -> dic
 
 
 def picture(
-    fractions: Float[np.ndarray, "t *space"], tissues: tuple[str, ...], spacing_mm: tuple[float, ...], file: Path
+    fractions: Float[np.ndarray, "t *space"],
+    tissues: tuple[str, ...],
+    spacing_mm: tuple[float, ...],
+    file: Path,
+    slice_axis: int = 2,
 ) -> None:
-    """Draw the three central slices (one of a 2D phantom), tissues mixed by their shares, background black."""
+    """Draw tissues mixed by their shares, background black.
+
+    Of a volume its three central slices, the first axis to the right and the second up; of a stack of at most eight
+    slices three of these as images are looked at, the first axis down and the second to the right.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     colours = _colours(tissues)
-    ndim = fractions.ndim - 1
-    axes: Sequence[int | None] = range(ndim) if ndim == 3 else (None,)
-    if ndim == 3 and 1 in fractions.shape[1:]:
-        # the side views of a single slice are thin lines
-        axes = (fractions.shape.index(1, 1) - 1,)
-    figure = Figure(figsize=(4.2 * len(axes), 4.6), facecolor="black", layout="constrained")
+    views = list(_views(fractions.shape[1:], slice_axis))
+    figure = Figure(figsize=(4.2 * len(views), 4.8), facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
-    panels = np.atleast_1d(figure.subplots(1, len(axes)))
-    for panel, axis in zip(panels, axes, strict=True):
-        shown = [a for a in range(ndim) if a != axis]
-        piece = fractions if axis is None else np.take(fractions, fractions.shape[1 + axis] // 2, axis=1 + axis)
-        colour = np.clip(np.einsum("tij,tc->jic", piece, colours), 0, 1)
+    panels = np.atleast_1d(figure.subplots(1, len(views)))
+    for panel, (axis, at, as_image) in zip(panels, views, strict=True):
+        shown = [a for a in range(fractions.ndim - 1) if a != axis]
+        piece = fractions if axis is None else np.take(fractions, at, axis=1 + axis)
+        colour = np.clip(np.einsum("tij,tc->ijc" if as_image else "tij,tc->jic", piece, colours), 0, 1)
+        right, up = shown[::-1] if as_image else shown
         # in mm, so that the panels are to scale
-        height, width = (colour.shape[i] * spacing_mm[shown[1 - i]] for i in range(2))
-        panel.imshow(colour, origin="lower", extent=(0, width, 0, height), interpolation="nearest")
-        where = "" if axis is None else f", slice {fractions.shape[1 + axis] // 2} of axis {axis}"
-        panel.set_title(
-            f"axis {shown[0]} \N{RIGHTWARDS ARROW}, axis {shown[1]} \N{UPWARDS ARROW}{where}", color="white", fontsize=9
+        height, width = colour.shape[0] * spacing_mm[up], colour.shape[1] * spacing_mm[right]
+        panel.imshow(
+            colour,
+            origin="upper" if as_image else "lower",
+            extent=(0, width, height, 0) if as_image else (0, width, 0, height),
+            interpolation="nearest",
         )
+        arrow = "\N{DOWNWARDS ARROW}" if as_image else "\N{UPWARDS ARROW}"
+        where = "" if axis is None else f", slice {at} of axis {axis}"
+        panel.set_title(f"axis {right} \N{RIGHTWARDS ARROW}, axis {up} {arrow}{where}", color="white", fontsize=9)
         panel.axis("off")
     handles = [Patch(color=colour, label=tissue) for tissue, colour in zip(tissues, colours, strict=True)]
-    columns = min(len(tissues), 9)
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=columns,
+        ncols=min(len(tissues), 9 if len(views) > 1 else 4),
+        fontsize=10 if len(views) > 1 else 8,
         facecolor="black",
         edgecolor="black",
         labelcolor="white",
     )
     figure.savefig(file, dpi=110, facecolor="black")
+
+
+def _views(extent: tuple[int, ...], slice_axis: int) -> Iterator[tuple[int | None, int, bool]]:
+    """Axis across which a panel is cut, where, and whether it is drawn as an image is looked at."""
+    if len(extent) == 2:
+        yield None, 0, False
+    elif 1 < extent[slice_axis] <= _FEW_SLICES:
+        n = extent[slice_axis]
+        for at in sorted({0, n // 2, n - 1}):
+            yield slice_axis, at, True
+    elif 1 in extent:
+        # the side views of a single slice are thin lines
+        yield extent.index(1), 0, extent.index(1) == slice_axis
+    else:
+        for axis, n in enumerate(extent):
+            yield axis, n // 2, False
 
 
 def _colours(tissues: tuple[str, ...]) -> Float[np.ndarray, "t 3"]:

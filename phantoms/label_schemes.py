@@ -1,9 +1,19 @@
-"""What the numbers of label models mean: BrainWeb's, FreeSurfer's and those of whole heads."""
+"""What the numbers of label models mean: BrainWeb's, FreeSurfer's, those of whole heads and of the abdomen."""
 
 from typing import Literal
 
 BACKGROUND = "background"
-Scheme = Literal["discrete", "vessel-gm-wm", "twelve", "twelve-raw-short", "twelve-komamri", "freesurfer", "synthseg"]
+Scheme = Literal[
+    "discrete",
+    "vessel-gm-wm",
+    "twelve",
+    "twelve-raw-short",
+    "twelve-komamri",
+    "freesurfer",
+    "synthseg",
+    "totalseg-mr",
+    "totalseg-ct",
+]
 
 # BrainWeb's own simulator gives glial matter the values of grey matter (T1 833 ms, T2 83 ms at 1.5 T). Connective
 # tissue (500 ms, 70 ms there) is fat here: of the soft tissues of the head that our tables name it is nearest in T1 and
@@ -56,6 +66,38 @@ _OUTSIDE = {
 FREESURFER = {label: tissue for tissue, labels in _ASEG.items() for label in labels}
 SYNTHSEG = FREESURFER | _OUTSIDE
 
+# TotalSegmentator's tasks total_mr and total, as far as they name what lies in the abdomen; other labels are refused.
+# Gullet and bowel are stomach, of whose layers they are, contents included. Discs, pancreas, adrenal glands, lungs,
+# heart and cartilage are none of the tissues that `Liver` has, and are left out: background. So are fat and skin, which
+# the program does not label. The spinal cord, labelled with what surrounds it, is csf.
+_TOTALSEG_MR = {
+    "liver": (5,),
+    "liver_vessel": (25,),
+    "bile": (4,),
+    "stomach": (6, 12, 13, 14, 15),
+    "spleen": (1,),
+    "kidney": (2, 3),
+    "muscle": (46, 47, 48, 49),
+    "marrow": (18, 19),
+    "csf": (21,),
+    "aorta": (23, 24),
+    BACKGROUND: (7, 8, 9, 10, 11, 20, 22),
+}
+_TOTALSEG_CT = {
+    "liver": (5,),
+    "liver_vessel": (64,),
+    "bile": (4,),
+    "stomach": (6, 15, 18, 19, 20),
+    "spleen": (1,),
+    "kidney": (2, 3),
+    "muscle": (86, 87, 88, 89),
+    # sacrum to the first thoracic vertebra; ribs
+    "marrow": (*range(25, 44), *range(92, 116)),
+    "csf": (79,),
+    "aorta": (52, 63),
+    BACKGROUND: (7, 8, 9, 10, 11, 12, 13, 14, 51, 117),
+}
+
 LABEL_SCHEMES: dict[str, dict[int, str]] = {
     "discrete": DISCRETE,
     "vessel-gm-wm": VESSEL_GM_WM,
@@ -64,4 +106,6 @@ LABEL_SCHEMES: dict[str, dict[int, str]] = {
     "twelve-komamri": _KOMAMRI,
     "freesurfer": FREESURFER,
     "synthseg": SYNTHSEG,
+    "totalseg-mr": {label: tissue for tissue, labels in _TOTALSEG_MR.items() for label in labels},
+    "totalseg-ct": {label: tissue for tissue, labels in _TOTALSEG_CT.items() for label in labels},
 }

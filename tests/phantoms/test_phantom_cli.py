@@ -115,7 +115,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("moon",), "NAME: moon is neither mni nor geometry"),
+        (("moon",), "NAME: moon is none of mni, geometry, liver"),
         (("geometry", "--split", "all"), "--split: got all"),
         (("geometry", "--slice-axis", "3"), "slice_axis: got 3"),
         ((__file__, "--labels", "other"), "--labels"),
