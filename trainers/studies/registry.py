@@ -14,9 +14,11 @@ from trainers.studies.evaluate import StudyConfig, run_study
 from trainers.studies.generalisation import GeneralisationConfig, run_generalisation
 from trainers.studies.grid import GridConfig, run_grid
 from trainers.studies.mismatch import MismatchConfig, run_mismatch
+from trainers.studies.phantom import PhantomConfig, run_phantom
 from trainers.studies.prep_robustness import PrepRobustnessConfig, run_prep_robustness
 from trainers.studies.readout_bias import ReadoutBiasConfig, run_readout_bias
 from trainers.studies.run_time import RunTimeConfig, run_run_time
+from trainers.studies.test_retest import RetestConfig, run_test_retest
 from trainers.studies.uncertainty import UncertaintyConfig, run_uncertainty
 
 
@@ -45,6 +47,9 @@ STUDIES: dict[str, Study] = {
     "generalisation": Study(
         GeneralisationConfig, run_generalisation, "every method on every protocol (sabidussi2021, section 5.4)"
     ),
+    "phantom": Study(
+        PhantomConfig, run_phantom, "regions of known value: bias and CV over repeats (sabidussi2021, section 5.2)"
+    ),
     "prep_robustness": Study(
         PrepRobustnessConfig, run_prep_robustness, "apparent T1rho and T2 of preparations over B0 and B1"
     ),
@@ -55,6 +60,9 @@ STUDIES: dict[str, Study] = {
     "mismatch": Study(MismatchConfig, run_mismatch, "simulated with one model, fitted with others"),
     "uncertainty": Study(
         UncertaintyConfig, run_uncertainty, "coverage, width and calibration of the uncertainty that methods state"
+    ),
+    "test_retest": Study(
+        RetestConfig, run_test_retest, "repeats of a twin or of scans: CV, agreement, sharpness (sabidussi2021, 5.3)"
     ),
     "run_time": Study(RunTimeConfig, run_run_time, "seconds of every method on one thread, on the same images"),
 }
