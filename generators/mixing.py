@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Inexact
+from jaxtyping import Bool, Float, Inexact, Int
 from torch import Tensor
 
 from phantoms.base import Crop
@@ -24,6 +24,7 @@ class Anatomy:
         kappa: maps of the tissue with the largest share, background included [SI].
         minor_kappa: parameters of the other tissues, in the order of `voxels.minor` [SI].
         moved: what the images after the first see, where organs move; empty where nothing does.
+        changed: of such an image: voxels that hold other tissues than in the first.
     """
 
     crops: Sequence[Crop]
@@ -31,6 +32,7 @@ class Anatomy:
     kappa: Float[Tensor, "q b *space"]
     minor_kappa: Float[Tensor, "q p"]
     moved: tuple["Anatomy", ...] = ()
+    changed: Bool[Tensor, "b *space"] | None = None
 
 
 def mixed_signal(model: CoherentModel, anatomy: Anatomy, part: slice) -> Float[Tensor, "n b *space"]:
@@ -46,20 +48,12 @@ def mixed_signal(model: CoherentModel, anatomy: Anatomy, part: slice) -> Float[T
 
 def coherent_signal(model: CoherentModel, anatomy: Anatomy, part: slice) -> Inexact[Tensor, "n b *space"]:
     """The same with its phase, where the model has one."""
-    signal = _still(model, anatomy, part)
-    for image, seen in enumerate(anatomy.moved, start=1):
-        signal[image] = _still(model, seen, part)[image]
-    return signal
-
-
-def _still(model: CoherentModel, anatomy: Anatomy, part: slice) -> Inexact[Tensor, "n b *space"]:
-    """Of anatomy that does not move."""
     if isinstance(model, SpatialModel) and model.mixes_voxels:
-        signal = model.image(_mixed_tissue(model.magnetisation, anatomy, part))
-    elif isinstance(model, ClosedForm):
+        signal = _of_images([model.image(mixed) for mixed in _mixed_seen(model.magnetisation, anatomy, part)])
+    elif isinstance(model, ClosedForm) and not anatomy.moved:
         signal = _mixed(model.coherent, anatomy, part)
     else:
-        signal = _mixed_tissue(model.coherent, anatomy, part)
+        signal = _of_images(_mixed_seen(model.coherent, anatomy, part))
     # one sum instead of a test of every voxel: what is not finite stays so in it
     total = signal.sum() if signal.is_complex() else signal.sum(dtype=torch.float64)
     if not bool(torch.isfinite(total)):
@@ -68,6 +62,15 @@ def _still(model: CoherentModel, anatomy: Anatomy, part: slice) -> Inexact[Tenso
             "(short T2, REL_B1 near 0), or a field is far too large; narrow tissues or fields"
         )
     return signal
+
+
+def _of_images(series: Sequence[Inexact[Tensor, "n b *space"]]) -> Inexact[Tensor, "n b *space"]:
+    """The series in which image k is that of the anatomy that it sees.
+
+    Args:
+        series: of the anatomy of the first image; then, where organs move, of that of every other.
+    """
+    return series[0] if len(series) == 1 else torch.stack([images[k] for k, images in enumerate(series)])
 
 
 def _mixed(function: Callable[[Tensor], Tensor], anatomy: Anatomy, part: slice) -> Inexact[Tensor, "n b *space"]:
@@ -85,15 +88,58 @@ def _mixed(function: Callable[[Tensor], Tensor], anatomy: Anatomy, part: slice) 
     return signal
 
 
-def _mixed_tissue(function: Callable[[Tensor], Tensor], anatomy: Anatomy, part: slice) -> Inexact[Tensor, "n b *space"]:
-    """The same sum, computed only where there is tissue: worth the copies where a voxel costs more than they do."""
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """The tissues of some voxels, one term of the sum each.
+
+    Attributes:
+        voxel: flat index within the samples.
+        share: of the voxel [1].
+        kappa: parameters [SI].
+    """
+
+    voxel: Int[Tensor, " m"]
+    share: Float[Tensor, " m"]
+    kappa: Float[Tensor, "q m"]
+
+
+def _mixed_seen(
+    function: Callable[[Tensor], Tensor], anatomy: Anatomy, part: slice
+) -> list[Inexact[Tensor, "n b *space"]]:
+    """The same sum for the anatomy of every image that sees another one, computed only where there is tissue.
+
+    That is worth the copies where a voxel costs more than they do. Where organs move, only voxels that changed are
+    computed anew, all of them in one call.
+    """
+    shape = anatomy.voxels.purity[part].shape
+    terms = [_terms(anatomy, part), *(_terms(seen, part) for seen in anatomy.moved)]
+    values = function(torch.cat([each.kappa for each in terms], 1)).mul_(torch.cat([each.share for each in terms]))
+    mixed: list[Inexact[Tensor, "n b *space"]] = []
+    changes = (None, *(seen.changed for seen in anatomy.moved))
+    of_terms = values.split([len(each.share) for each in terms], 1)
+    for each, value, changed in zip(terms, of_terms, changes, strict=True):
+        total = torch.zeros(len(values), shape.numel(), dtype=values.dtype).index_add_(1, each.voxel, value)
+        total = total.reshape(-1, *shape)
+        mixed.append(total if changed is None else torch.where(changed[part], total, mixed[0]))
+    return mixed
+
+
+def _terms(anatomy: Anatomy, part: slice) -> _Terms:
+    """Of all voxels that hold tissue, or of those that changed."""
     purity, minor = anatomy.voxels.purity[part], anatomy.voxels.minor
-    held = torch.nonzero(purity.flatten() > 0)[:, 0]
     first, last = torch.searchsorted(minor.sample, torch.tensor((part.start, part.stop))).tolist()
-    voxels = purity[0].numel()
-    where = torch.cat((held, (minor.sample[first:last] - part.start) * voxels + minor.voxel[first:last]))
-    share = torch.cat((purity.flatten().index_select(0, held), minor.share[first:last]))
+    voxel = (minor.sample[first:last] - part.start) * purity[0].numel() + minor.voxel[first:last]
+    share, kappa = minor.share[first:last], anatomy.minor_kappa[:, first:last]
+    there = purity > 0
+    if anatomy.changed is not None:
+        only = anatomy.changed[part]
+        there = there & only
+        kept = torch.nonzero(only.flatten().index_select(0, voxel))[:, 0]
+        voxel, share, kappa = voxel[kept], share[kept], kappa.index_select(1, kept)
+    held = torch.nonzero(there.flatten())[:, 0]
     majority = anatomy.kappa[:, part].flatten(1).index_select(1, held)
-    signal = function(torch.cat((majority, anatomy.minor_kappa[:, first:last]), 1)).mul_(share)
-    mixed = torch.zeros(len(signal), purity.numel(), dtype=signal.dtype).index_add_(1, where, signal)
-    return mixed.reshape(-1, *purity.shape)
+    return _Terms(
+        torch.cat((held, voxel)),
+        torch.cat((purity.flatten().index_select(0, held), share)),
+        torch.cat((majority, kappa), 1),
+    )

@@ -167,9 +167,12 @@ def make_anatomy(config: GeneratorConfig, streams: Sequence[Streams]) -> Anatomy
         kappa, minor_kappa = through_fields(world, owners, crops, voxels, kappa, minor_kappa)
         return Anatomy(crops, voxels, kappa, minor_kappa)
 
-    anatomy = with_parameters(np.stack([crop.fractions for crop in crops]))
-    moved = tuple(with_parameters(seen) for seen in moved_fractions(world, config, streams, crops))
-    return replace(anatomy, moved=moved)
+    still = np.stack([crop.fractions for crop in crops])
+    moved = tuple(
+        replace(with_parameters(seen), changed=torch.from_numpy((seen != still).any(1)))
+        for seen in moved_fractions(world, config, streams, crops)
+    )
+    return replace(with_parameters(still), moved=moved)
 
 
 def _parts(samples: int, numbers_per_sample: int) -> Iterator[slice]:

@@ -55,6 +55,11 @@ class Scene:
     patch_spacing_mm: tuple[float, ...] = ()
 
     @property
+    def by_subject(self) -> bool:
+        """Whether samples are the slices of subjects, see `generators.slices`."""
+        return bool(self.order)
+
+    @property
     def all_rows(self) -> tuple[str, ...]:
         """Rows of the model, then the hidden ones."""
         return (*self.rows, *self.hidden)
@@ -144,13 +149,18 @@ def draw(distribution: Distribution, u: Float[np.ndarray, "*n"]) -> Float[np.nda
 def tissue_values(world: Scene, streams: Sequence[Streams]) -> Float[Tensor, "b t q"]:
     """Draw the value of each tissue in each sample; what is one per sample (B) is the same in every tissue [SI].
 
-    Hidden rows follow those of the model; each has a stream of its own, so that all other draws stay as they were.
+    Hidden rows follow those of the model; each has a stream of its own, so that all other draws stay as they were. Of a
+    subject every tissue and row has its own: two series of the same subjects (T1rho, T2) find the same values.
     """
     tissues = [world.table[name] for name in world.phantom.tissues]
-    u = np.stack([stream.rng("tissues").random((len(tissues), len(world.rows))) for stream in streams])
-    for row in world.hidden:
-        more = [stream.rng(f"hidden/{row}").random((len(tissues), 1)) for stream in streams]
-        u = np.concatenate([u, np.stack(more)], axis=2)
+    if world.by_subject:
+        names = [[f"tissues/{tissue.name}/{row}" for row in world.all_rows] for tissue in tissues]
+        u = np.array([[[stream.rng(name).random() for name in of] for of in names] for stream in streams])
+    else:
+        u = np.stack([stream.rng("tissues").random((len(tissues), len(world.rows))) for stream in streams])
+        for row in world.hidden:
+            more = [stream.rng(f"hidden/{row}").random((len(tissues), 1)) for stream in streams]
+            u = np.concatenate([u, np.stack(more)], axis=2)
     for t, tissue in enumerate(tissues):
         if tissue.correlations:
             u[:, t] = correlate(u[:, t], world.all_rows, tissue.correlations)
@@ -171,6 +181,11 @@ def within_tissue(
     within = tuple(world.table.within.get(row, Variation()) for row in world.all_rows)
     normals = torch.empty(len(streams), len(within), *patch)
     of_model = len(world.rows)
+    if world.by_subject:
+        for b, stream in enumerate(streams):
+            for q, row in enumerate(world.all_rows):
+                normals[b, q].normal_(generator=stream.torch_generator(f"within/{row}"))
+        return normals, within
     for b, stream in enumerate(streams):
         # one per row, varying or not: so a row's normals do not depend on which rows vary
         normals[b, :of_model].normal_(generator=stream.torch_generator("within"))

@@ -4,6 +4,9 @@
 | --- | --- | --- |
 | patches | a patch at random | drawn for the sample |
 | slices | slice i of the split, subject by subject | drawn for the subject |
+
+With slices every tissue and row has a stream of its own, and so has the variation of a row within the tissues: two
+configs of one seed and phantom, one of T1rho and one of T2, are two series of the same subjects.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

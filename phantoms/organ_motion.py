@@ -22,6 +22,8 @@ from qsim.errors import InputError
 from qsim.values import value
 
 _CUT = 2.5
+# of shares [1]
+_STEP = 2.0**-7
 # the steepest slope of w, at D = fall_mm, times fall_mm
 _STEEPEST = 0.6066
 
@@ -132,4 +134,6 @@ class OrganMotion:
         # shares of one voxel are averages of shares; their rounding alone can lift the sum above 1
         total = moved.sum(0, dtype=np.float64)
         moved *= ((1 - 1e-6) / np.maximum(total, 1 - 1e-6)).astype(np.float32)
-        return moved
+        # what changes by less than the step in which shares are stored has not changed
+        same = (np.abs(moved - fractions) < _STEP).all(0)
+        return np.where(same, fractions, moved)

@@ -222,3 +222,24 @@ def test_motion_of_what_is_not_there_is_refused():
         make_sample(moving(tissues=["stomach"]), 0)
     with pytest.raises(ValueError, match="motion: store: maps keeps no images"):
         GeneratorConfig(**{**moving().model_dump(), "store": "maps", "partial_volume": False})
+
+
+def test_two_series_of_the_same_subjects_share_all_values():
+    values = {
+        "A": {"kind": "uniform", "low": 0.5, "high": 1.0},
+        "T1": {"kind": "uniform", "low": 0.7, "high": 1.3},
+        "T2": {"kind": "uniform", "low": 0.03, "high": 0.1},
+    }
+    table = plain_table(
+        tissues=[{"name": name, "source": "this test", "values": values} for name in ("wm", "gm")],
+        within={"A": {"relative": 0.05}, "T2": {"relative": 0.05}},
+    )
+    recovery = sliced(tissues=table)
+    decay = sliced(tissues=table, model={"kind": "t2_prep", "te_prep": [0.0, 0.02, 0.05]})
+    for index in (0, 12):
+        first, second = (draws(c, index)["tissues"] for c in (recovery, decay))
+        assert {tissue: first[tissue]["A"] for tissue in first} == {tissue: second[tissue]["A"] for tissue in second}
+        # the voxels of their common row too, and the first image of a decay is A
+        a = make_truth(recovery, index).kappa[0]
+        assert torch.equal(a, make_truth(decay, index).kappa[0])
+        assert a[a > 0].std() > 0.02
