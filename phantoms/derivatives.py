@@ -44,11 +44,12 @@ OWN_SUFFIXES = {
     "C": "offsetmap",
     "DELTA_B0": "B0map",
 }
-_IGNORED = ("*.png", *(f"*_{suffix}.*" for suffix in OWN_SUFFIXES.values()))
+_IGNORED = ("*.png", "*_desc-motion_*", *(f"*_{suffix}.*" for suffix in OWN_SUFFIXES.values()))
 _README = f"""Maps made by qsim {__version__} (qsim map).
 
 Times are in seconds. What became of each voxel is in desc-status (legend in its JSON file), standard deviations are in
-desc-std, and NaN marks voxels without an estimate. Each JSON file says how the maps were made, and with what noise.
+desc-std, motions of a registered series in desc-motion, and NaN marks voxels without an estimate. Each JSON file says
+how the maps were made, and with what noise.
 Suffixes that BIDS does not know are listed in .bidsignore; Bmap is the depth of a recovery, B in A (1 - B exp(-t / T)).
 """
 _DESCRIPTION = "dataset_description.json"

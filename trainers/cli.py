@@ -127,7 +127,11 @@ def map_(
     magnitude: Annotated[bool, typer.Option("--magnitude", help="Of complex images take the modulus.")] = False,
     dataset: Annotated[str, typer.Option(metavar="NAME", help="Array inside of MATLAB, HDF5, npz.")] = "",
     axes: Annotated[str, typer.Option(metavar="LETTERS", help="Of such an array: n c z y x in its order.")] = "",
+    voxel_mm: Annotated[str, typer.Option(metavar="Z,Y,X", help="Voxel size of such an array [mm].")] = "",
     kspace: Annotated[bool, typer.Option("--kspace", help="Such an array is k-space.")] = False,
+    register: Annotated[
+        bool, typer.Option("--register", help="Rigidly register the images first; needs SimpleITK.")
+    ] = False,
     device: Annotated[Device, typer.Option(help="auto: CUDA for networks if there is one.")] = Device.AUTO,
     subject: Annotated[str, typer.Option(metavar="LABEL", help="Instead of that of the series.")] = "",
     session: Annotated[str, typer.Option(metavar="LABEL", help="Instead of that of the series.")] = "",
@@ -154,6 +158,8 @@ def map_(
         magnitude=magnitude,
         dataset=dataset,
         axes=axes,
+        voxel_mm=voxel_mm,
+        register=register,
         kspace=kspace,
         device=device.value,
         subject=subject,

@@ -36,6 +36,8 @@ class MapWords:
     magnitude: bool = False
     dataset: str = ""
     axes: str = ""
+    voxel_mm: str = ""
+    register: bool = False
     kspace: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     subject: str = ""
@@ -58,6 +60,7 @@ def run(series: Path, out: Path, words: MapWords, *, as_json: bool) -> None:
         b1=Path(words.b1) if words.b1 else None,
         dataset=words.dataset or None,
         axes=words.axes or None,
+        voxel_mm=_voxel(words.voxel_mm) if words.voxel_mm else None,
         magnitude=words.magnitude,
         kspace=words.kspace,
     )
@@ -78,7 +81,7 @@ def _lines(record: MapRecord) -> list[str]:
     lines += [f"  {text_of(each, _suffix(each.file))}" for each in record.maps]
     lines.append(f"  status       {status_text(record.status)}")
     lines.append(f"  sigma        {record.noise}")
-    return lines + [f"note: {note}" for note in record.notes]
+    return lines + [note if note.startswith("motion: ") else f"note: {note}" for note in record.notes]
 
 
 def _suffix(file: str) -> str:
@@ -113,6 +116,7 @@ def job_of(out: Path, words: MapWords) -> MapJob:
         known=known,
         slices=_slices(words.slices) if words.slices else None,
         device=words.device,
+        register=words.register,
         subject=words.subject,
         session=words.session,
         overwrite=words.overwrite,
@@ -161,3 +165,10 @@ def _times(given: str) -> tuple[float, ...]:
             f"--times: got {given!r}, wanted numbers in seconds (flip angles: degrees) separated by commas, "
             "for example 0.05,0.4,1.5"
         ) from None
+
+
+def _voxel(given: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(each) for each in given.split(","))
+    except ValueError:
+        raise InputError(f"--voxel-mm: got {given!r}, wanted z,y,x in mm, for example 4,0.9,0.9") from None

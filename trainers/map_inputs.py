@@ -25,7 +25,7 @@ Option = bool | int | float | str
 Volume = Float[np.ndarray, "z y x"]
 
 # methods whose voxels know nothing of each other; what is not named here gets slice after slice
-_VOXELWISE = ("two-point", "log-linear", "least-squares", "rician", "map", "dictionary")
+VOXELWISE = ("two-point", "log-linear", "least-squares", "rician", "map", "dictionary")
 # voxels of which the residual noise is estimated: of a closed form, and of any other model, whose fits take long
 _RESIDUAL_VOXELS, _FEW_VOXELS = 20_000, 500
 # images up to this factor outside the range of a network's training are still mapped, as `NetworkEstimator` does
@@ -49,6 +49,7 @@ class MapJob:
         known: rows that are known, as numbers or NIfTI files [SI].
         slices: first, and one after the last; None: all.
         device: cpu, cuda, auto.
+        register: images are brought to the place of one of them first.
         subject, session: labels instead of those of the series.
     """
 
@@ -64,6 +65,7 @@ class MapJob:
     known: Mapping[str, float | Path] = field(default_factory=dict)
     slices: tuple[int, int] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    register: bool = False
     subject: str = ""
     session: str = ""
     overwrite: bool = False
@@ -152,7 +154,7 @@ def _built(job: MapJob, model: SignalModel, told: Sequence[str]) -> Mapper:
     notes = (
         (f"{', '.join(pools)} is common to the voxels of a slice, and found for each slice by itself",) if pools else ()
     )
-    return Mapper(estimator, name in _VOXELWISE, _device(job, False), record, notes)
+    return Mapper(estimator, name in VOXELWISE, _device(job, False), record, notes)
 
 
 def _prior(job: MapJob, model: SignalModel) -> TissuePrior | None:

@@ -6,7 +6,7 @@ from math import degrees
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Shaped
 from pydantic import TypeAdapter
 
 from phantoms.derivatives import OWN_SUFFIXES, Derivatives, Json, MapName
@@ -14,7 +14,7 @@ from phantoms.map_files import MapFile, Place, read_map
 from phantoms.series.base import Series
 from qsim import __version__
 from qsim.estimators import Estimate, Status
-from qsim.parameters import RELAXATION_TIMES, Parameter
+from qsim.parameters import PARAMETERS, RELAXATION_TIMES, Parameter
 from qsim.signals.base import SignalModel
 from trainers.map_inputs import MapJob
 from trainers.quick_look import Panel
@@ -40,6 +40,7 @@ _WORDS = {
     "REL_B1": "transmit field over the nominal one",
 }
 _ARBITRARY = ("A", "M0", "C")
+_SAME = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class MapSummary:
 
     Attributes:
         median, low, high: with the quartiles; None: no voxel [unit].
+        at_ends: voxels of the region that lie at the lower and at the upper end of its range.
     """
 
     parameter: str
@@ -56,6 +58,7 @@ class MapSummary:
     median: float | None
     low: float | None
     high: float | None
+    at_ends: tuple[int, int] = (0, 0)
 
 
 def suffix_of(parameter: Parameter, rows: tuple[Parameter, ...]) -> str:
@@ -178,7 +181,8 @@ def summarise(
         values = read_map(folder / file)
         inside = values[region & np.isfinite(values)].astype(np.float64)
         low, median, high = np.quantile(inside, (0.25, 0.5, 0.75)).tolist() if inside.size else (None, None, None)
-        summaries.append(MapSummary(parameter.name, str(file), _unit(parameter), median, low, high))
+        ends = (_at(inside, parameter.lower), _at(inside, parameter.upper))
+        summaries.append(MapSummary(parameter.name, str(file), _unit(parameter), median, low, high, ends))
         top = float(np.quantile(inside, 0.98)) if inside.size else 1.0
         panels.append(Panel(parameter, values[z], top, region[z]))
     status = read_map(folder / writer.file(writer.main, "status"))
@@ -186,6 +190,28 @@ def summarise(
     shares = {LEGEND[code]: float(np.mean(inside == code)) if inside.size else 0.0 for code in Status}
     panels.append(Panel(None, status[z].astype(np.float32), len(Status) - 1.0, region[z]))
     return tuple(summaries), tuple(panels), shares
+
+
+def _at(values: Float[np.ndarray, " v"], end: float) -> int:
+    """Values at an end of a range, to the digits of single precision."""
+    return int((np.abs(values - end) <= _SAME * abs(end)).sum()) if np.isfinite(end) else 0
+
+
+def bound_notes(maps: tuple[MapSummary, ...], voxels: int, region: str) -> tuple[str, ...]:
+    """A sentence for each map that holds voxels at an end of its range, which are no estimates but limits."""
+    notes = []
+    for each in maps:
+        if each.parameter not in PARAMETERS:
+            continue
+        ends = (PARAMETERS[each.parameter].lower, PARAMETERS[each.parameter].upper)
+        for count, end in zip(each.at_ends, ends, strict=True):
+            if count:
+                unit = f" {each.unit}" if each.unit not in ("1", "arbitrary") else ""
+                notes.append(
+                    f"{each.parameter}: {count} of {voxels} voxels of the {region} lie at the end of its range, "
+                    f"{end:g}{unit} (status 1)"
+                )
+    return tuple(notes)
 
 
 def protocol(series: Series, model: SignalModel) -> dict[str, Json]:

@@ -7,7 +7,8 @@ and images last: y x n or y x z n; version 7.3 stores the same array with its ax
     image = sqrt(sum over coils |m_c|^2)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from phantoms.images import LETTERS, Scan, reading
 from phantoms.ismrmrd_files import IsmrmrdFile, hdf5_file, ismrmrd_groups
 from phantoms.raw import HDF5, NUMPY, open_scan
 from phantoms.series.nifti import Volumes, real
+from phantoms.series.sidecars import number, sidecar_of
 from qsim.errors import InputError
 
 MATLAB = (".mat",)
 ARRAYS = (*NUMPY, *MATLAB, *HDF5)
 _NUMPY_AXES = {3: "nyx", 4: "nzyx"}
 _MATLAB_AXES = {3: "yxn", 4: "yxzn"}
+# voxel sizes outside of this are metres or micrometres [mm]
+_SIZES = (0.01, 100.0)
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
@@ -108,8 +112,42 @@ def _unplaced(
 ) -> Volumes:
     """Volumes with a place in space that nothing says: the origin, along the axes."""
     known = spacing or (1.0, 1.0, 1.0)
-    said = () if spacing else ("the voxel size is not in the file: 1 mm is taken",)
-    return Volumes(volumes, np.diag([*known[::-1], 1.0]), known, b"", (*notes, *said))
+    return Volumes(volumes, np.diag([*known[::-1], 1.0]), known, b"", notes, spacing is not None)
+
+
+def sized(path: Path, volumes: Volumes, content: Mapping[str, object], given: Sequence[float] | None) -> Volumes:
+    """Volumes with the voxel size that --voxel-mm gives, else VoxelSize of the JSON file beside them, else 1 mm.
+
+    Args:
+        content: of the JSON file; VoxelSize is a list of z, y, x [mm].
+        given: z, y, x [mm].
+    Raises: InputError naming option or file and key.
+    """
+    if volumes.sized:
+        if given is not None:
+            said = " x ".join(f"{each:g}" for each in volumes.spacing_mm)
+            raise InputError(f"--voxel-mm: {path} says its own voxel size, {said} mm (z, y, x)")
+        if "VoxelSize" in content:
+            told = f"VoxelSize of {sidecar_of(path)} is not used: the images say their own voxel size"
+            return replace(volumes, notes=(*volumes.notes, told))
+        return volumes
+    held = given if given is not None else content.get("VoxelSize")
+    if held is None:
+        return replace(volumes, notes=(*volumes.notes, "the voxel size is not in the file: 1 mm is taken"))
+    where, key = ("--voxel-mm", "the list") if given is not None else (f"{sidecar_of(path)}", "VoxelSize")
+    listed = list(held) if isinstance(held, list | tuple) else [held]
+    notes: list[str] = []
+    sizes = [number(where, key, each, notes) for each in listed]
+    if len(sizes) != 3 or not all(_SIZES[0] <= size <= _SIZES[1] for size in sizes):
+        got = ", ".join(f"{size:g}" for size in sizes) or "nothing"
+        raise InputError(
+            f"{where}: {key} holds {got}; wanted three sizes z, y, x in mm, from {_SIZES[0]:g} to {_SIZES[1]:g}"
+        )
+    z, y, x = sizes
+    if given is not None and "VoxelSize" in content:
+        notes.append(f"--voxel-mm replaces VoxelSize of {sidecar_of(path)}")
+    affine = np.diag([x, y, z, 1.0])
+    return replace(volumes, affine=affine, spacing_mm=(z, y, x), notes=(*volumes.notes, *notes))
 
 
 def _pick(path: Path, dataset: str, listed: Mapping[str, str]) -> str:

@@ -30,6 +30,7 @@ class Volumes:
         spacing_mm: of z, y, x [mm].
         header: of NIfTI, 348 bytes (NIfTI-2: 540); empty if there is none.
         notes: what was taken for granted.
+        sized: whether the file says how large its voxels are.
     """
 
     volumes: tuple[Shaped[np.ndarray, "z y x"], ...]
@@ -37,6 +38,7 @@ class Volumes:
     spacing_mm: tuple[float, ...]
     header: bytes = b""
     notes: tuple[str, ...] = ()
+    sized: bool = True
 
 
 def load(path: Path) -> Any:

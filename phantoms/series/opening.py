@@ -16,7 +16,7 @@ from jaxtyping import Shaped
 from phantoms.images import NIFTI
 from phantoms.raw import suffix_of
 from phantoms.series import bids
-from phantoms.series.arrays import ARRAYS, read_arrays, split
+from phantoms.series.arrays import ARRAYS, read_arrays, sized, split
 from phantoms.series.base import Series
 from phantoms.series.nifti import Volumes, check_place, check_values, read_volumes, shape_of
 from phantoms.series.sidecars import SUFFIXES, timing
@@ -52,6 +52,7 @@ def open_series(
     b1: Path | None = None,
     dataset: str | None = None,
     axes: str | None = None,
+    voxel_mm: Sequence[float] | None = None,
     magnitude: bool = False,
     kspace: bool = False,
 ) -> Series:
@@ -64,6 +65,7 @@ def open_series(
         b1: NIfTI map of the transmit field [1, or percent]; None: the TB1map beside a BIDS series of flip angles.
         dataset: name of the array inside of a MATLAB, HDF5 or .npz file.
         axes: letters (n c z y x) of the array of such a file or of .npy.
+        voxel_mm: z, y, x of an array whose file does not say it, instead of VoxelSize of its JSON file [mm].
         magnitude: take the modulus of complex images.
         kspace: an array of NumPy or MATLAB is k-space, of which images are made; one of HDF5 always is if complex.
     Raises: InputError naming the file and the field.
@@ -80,7 +82,7 @@ def open_series(
         volumes = read_arrays(found.files[0], dataset or inside, axes, magnitude=magnitude, kspace=kspace)
     else:
         volumes = _group(found.files, magnitude) if found.grouped else _plain(found.files[0], magnitude)
-    notes = [*found.notes, *volumes.notes, *check_values(str(found.files[0].parent / found.name), volumes.volumes)]
+    notes = [*found.notes, *check_values(str(found.files[0].parent / found.name), volumes.volumes)]
     if found.grouped:
         content, where = bids.combined(found.files, needed=times is None)
     else:
@@ -88,6 +90,8 @@ def open_series(
         where = str(used[-1] if used else found.files[0])
         if not used and times is None:
             raise bids.no_sidecar(found.files[0])
+    volumes = sized(found.files[0], volumes, content, voxel_mm)
+    notes = [*found.notes, *volumes.notes, *notes[len(found.notes) :]]
     told = timing(where, content, len(volumes.volumes), suffix=found.suffix, key=key, times=times)
     if b1 is None and told.key == "FlipAngle":
         b1 = bids.transmit_field(found.files[0])

@@ -379,6 +379,83 @@ def test_arrays_that_are_no_series(tmp_path: Path) -> None:
     refused(tmp_path / "f.npy", "has 2 axes", times=TI)
 
 
+@pytest.mark.parametrize("ending", [".npy", ".mat", "-v73.mat", ".h5"])
+def test_the_voxel_size_of_an_array(tmp_path: Path, ending: str) -> None:
+    images = stored((3, 2, 5, 4), np.float32)  # n z y x
+    file = tmp_path / f"a{ending}"
+    if ending == ".npy":
+        np.save(file, images)
+    elif ending == ".mat":
+        scipy.io.savemat(file, {"images": images.transpose(2, 3, 1, 0)})
+    else:
+        with h5py.File(file, "w", userblock_size=512) as held:
+            held["images"] = images
+        if ending == "-v73.mat":
+            with file.open("r+b") as stream:
+                stream.write(b"MATLAB 7.3 MAT-file")
+    beside = tmp_path / f"{file.stem}.json"
+    said = {"EchoTime": TI, "VoxelSize": [4, 0.9, 0.8]}
+
+    def take(content: Mapping[str, object], *given: float) -> Any:
+        beside.write_text(json.dumps(content))
+        return open_series(file, voxel_mm=given or None)
+
+    none = take({"EchoTime": TI})
+    assert none.spacing_mm == (1.0, 1.0, 1.0)
+    assert any(note == "the voxel size is not in the file: 1 mm is taken" for note in none.notes)
+    beside_it = take(said)
+    assert beside_it.spacing_mm == (4.0, 0.9, 0.8)
+    # columns of the affine are x, y, z
+    np.testing.assert_array_equal(beside_it.affine, np.diag([0.8, 0.9, 4.0, 1.0]))
+    assert not any("voxel size" in note or "VoxelSize" in note for note in beside_it.notes)
+    option = take({"EchoTime": TI}, 5.0, 2.0, 3.0)
+    assert option.spacing_mm == (5.0, 2.0, 3.0)
+    assert not any("voxel size" in note for note in option.notes)
+    both = take(said, 5.0, 2.0, 3.0)
+    assert both.spacing_mm == (5.0, 2.0, 3.0)
+    assert any(note == f"--voxel-mm replaces VoxelSize of {beside}" for note in both.notes)
+    # and maps have them
+    assert np.array_equal(
+        np.linalg.norm(both.image(np.zeros(both.space, np.float32)).affine[:3, :3], axis=0), [3, 2, 5]
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([4, 0.9], "holds 4, 0.9; wanted three sizes z, y, x in mm, from 0.01 to 100"),
+        ([4, 0, 0.9], "holds 4, 0, 0.9; wanted three sizes"),
+        ([4, -1, 0.9], "holds 4, -1, 0.9; wanted three sizes"),
+        ([0.004, 0.0009, 0.0009], "holds 0.004, 0.0009, 0.0009; wanted three sizes"),
+        (2, "holds 2; wanted three sizes"),
+        ([], "holds nothing; wanted three sizes"),
+        (["a", 1, 1], "holds 'a', wanted a number"),
+        ([None, 1, 1], "holds null, wanted a number"),
+        (None, ""),
+    ],
+)
+def test_voxel_sizes_that_cannot_be_meant(tmp_path: Path, given: object, words: str) -> None:
+    np.save(tmp_path / "a.npy", stored((3, 2, 5, 4), np.float32))
+    (tmp_path / "a.json").write_text(json.dumps({"EchoTime": TI, "VoxelSize": given}))
+    if given is None:
+        # null says nothing, as if the key were not there
+        assert open_series(tmp_path / "a.npy").spacing_mm == (1.0, 1.0, 1.0)
+        return
+    refused(tmp_path / "a.npy", f"{tmp_path / 'a.json'}: VoxelSize {words}")
+    if isinstance(given, list) and all(isinstance(each, int | float) for each in given):
+        message = refused(tmp_path / "a.npy", words, voxel_mm=[float(each) for each in given])
+        assert message.startswith("--voxel-mm: ")
+
+
+def test_a_file_that_says_its_voxel_size_is_told_no_other(tmp_path: Path) -> None:
+    file = save(tmp_path / "n.nii.gz", content={"EchoTime": TI, "VoxelSize": [9, 9, 9]})
+    # of the affine: columns of 1.5, 2 and 3 mm
+    series = open_series(file)
+    assert series.spacing_mm == (3.0, 2.0, 1.5)
+    assert f"VoxelSize of {tmp_path / 'n.json'} is not used: the images say their own voxel size" in series.notes
+    refused(file, f"--voxel-mm: {file} says its own voxel size, 3 x 2 x 1.5 mm (z, y, x)", voxel_mm=(1.0, 1.0, 1.0))
+
+
 def test_kspace_becomes_magnitude_images(tmp_path: Path) -> None:
     """Two coils of a known image: sqrt(|s1|^2 + |s2|^2) m, by a transform written out as a sum."""
     rng = np.random.default_rng(3)
