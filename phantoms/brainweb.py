@@ -41,6 +41,7 @@ class BrainWeb:
             (ventricles). That is less than the true CSF: what lies outside the hull of the gyri is missing.
             `freesurfer`: numbers of aseg, as csf, gm, wm and vessel. `synthseg`: these and the tissues outside the
             brain of SynthSeg's training maps, as muscle (with fat), skin, skull, marrow and vessel.
+            `totalseg-mr`, `totalseg-ct`: organs of TotalSegmentator, of MR and CT, as `Liver` names its tissues.
             A mapping {number: tissue, or background} for any other model.
         block: averages block^3 voxels into one; 2 turns 0.5 mm into 1 mm, with fractions in steps of 1/8. Three
             numbers, one per axis of the volume, for thick slices.

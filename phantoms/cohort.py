@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -10,11 +11,25 @@ from jaxtyping import Float, Shaped
 from phantoms.base import Slab, Split, VolumePhantom, check_slice_axis, quantise, slice_first
 from qsim.errors import InputError
 
+Volumes = TypeVar("Volumes", bound=VolumePhantom)
+
 
 def subject_rng(kind: str, seed: int, subject: int, part: str = "") -> np.random.Generator:
     """Generator of one part of a subject: what is drawn for one part does not move another."""
     key = (zlib.crc32(f"phantom.{kind}".encode()), subject, zlib.crc32(part.encode()))
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
+
+
+def image_affine(shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> Float[np.ndarray, "4 4"]:
+    """Voxel index to world, right, front and head, from the middle of the volume [mm].
+
+    Rows (axis 0) run from the front to the back, columns (axis 1) from the patient's right to the left, slices up: a
+    viewer shows the image as it is looked at, the first row at the top and the first column at the left.
+    """
+    y, x, z = spacing_mm
+    affine = np.array([[0.0, -x, 0.0, 0.0], [-y, 0.0, 0.0, 0.0], [0.0, 0.0, z, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return affine
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +59,12 @@ class Cohort:
         n_train = self.subjects - self.test_subjects
         return tuple(range(n_train)) if split == "train" else tuple(range(n_train, self.subjects))
 
-    def load(self, split: Split, slice_axis: int) -> VolumePhantom:
+    def load(self, split: Split, slice_axis: int, held_as: type[Volumes]) -> Volumes:
         """Draw one split, in steps of 1/128.
 
+        Args:
+            split, slice_axis: as in `PhantomSpec`.
+            held_as: what it becomes.
         Raises: InputError if no subject belongs to it.
         """
         check_slice_axis(slice_axis, 3)
@@ -60,7 +78,7 @@ class Cohort:
             slice_first(quantise(self.render(subject), np.uint8), slice_axis) for subject in ids
         )
         slabs: tuple[tuple[Slab, ...], ...] = tuple(((0, volume.shape[1 + slice_axis]),) for volume in volumes)
-        return VolumePhantom(
+        return held_as(
             tissues=self.tissues,
             spacing_mm=self.spacing_mm,
             volumes=volumes,

@@ -9,6 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
+from examples import phantom_gallery
 from examples.artefact_gallery import COLUMNS, PICTURES, brain, main
 from generators.corrupt_config import CorruptConfig
 from qsim.kspace import ARTEFACTS, magnitude
@@ -23,7 +24,7 @@ def test_every_artefact_has_a_picture_and_the_page_shows_all():
     assert shown == kinds
     page = (ROOT / "docs" / "artefacts.md").read_text(encoding="utf-8")
     linked = set(re.findall(r"\(gallery/(\w+)\.png\)", page))
-    files = {path.stem for path in GALLERY.glob("*.png")}
+    files = {path.stem for path in GALLERY.glob("*.png") if not path.stem.startswith("phantom_")}
     assert linked == files == {picture.name for picture in PICTURES}
 
 
@@ -77,3 +78,18 @@ def test_the_script_paints(tmp_path, capsys):
         # fonts may differ: the images below the titles may not
         tiles = [np.asarray(each.convert("RGB"))[40:] for each in (fresh, kept)]
     assert np.mean(tiles[0] != tiles[1]) < 0.01
+
+
+def test_every_drawn_anatomy_has_a_picture_on_its_page(tmp_path, capsys):
+    files = {path.stem for path in GALLERY.glob("phantom_*.png")}
+    assert files == set(phantom_gallery.NAMES)
+    for name in files:
+        page = (ROOT / "docs" / "phantoms" / f"{name.removeprefix('phantom_')}.md").read_text(encoding="utf-8")
+        assert f"(../gallery/{name}.png)" in page
+    phantom_gallery.main(["--out", str(tmp_path), "--only", "phantom_heart"])
+    assert capsys.readouterr().out.startswith("phantom_heart.png: ")
+    with Image.open(tmp_path / "phantom_heart.png") as fresh, Image.open(GALLERY / "phantom_heart.png") as kept:
+        assert fresh.size == kept.size
+        grey = [np.asarray(each.convert("L"))[20:200].astype(float) for each in (fresh, kept)]
+    # anatomy and noise are drawn from seeds; scaling to pixels may differ
+    assert np.abs(grey[0] - grey[1]).mean() < 3

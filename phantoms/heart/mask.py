@@ -1,9 +1,32 @@
-"""The mask that segmentation of the left ventricle learns."""
+"""The mask that segmentation of the left ventricle learns, and hearts that know it."""
+
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import UInt8
 
+from phantoms.base import VolumePhantom, as_fractions
+from phantoms.export import labels_of
 from qsim.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class HeartVolumes(VolumePhantom):
+    """A split of the cohort, whose regions are the parts of the left ventricle."""
+
+    @property
+    def region_names(self) -> tuple[str, ...]:
+        """What regions 1 and 2 are."""
+        return "myocardium of the left ventricle", "blood pool of the left ventricle"
+
+    def regions(self, subject: int) -> UInt8[np.ndarray, "*space"]:
+        """Left ventricle of a subject, as `ventricle` has it, of the tissue with the largest share.
+
+        Args:
+            subject: as in `Crop`.
+        """
+        fractions = as_fractions(self.volumes[self.ids.index(subject)])
+        return ventricle(labels_of(fractions), self.tissues)
 
 
 def ventricle(labels: UInt8[np.ndarray, "*space"], tissues: tuple[str, ...]) -> UInt8[np.ndarray, "*space"]:

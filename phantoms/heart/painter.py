@@ -4,10 +4,9 @@ import numpy as np
 from jaxtyping import Float
 
 from phantoms.heart.subject import TISSUES, Subject
-from phantoms.heart.thin import strip
 from phantoms.heart.ventricles import ANGLES, Edges, Plane
 from phantoms.outlines import ellipse
-from phantoms.painting import covered, paint
+from phantoms.painting import covered, paint, strip
 
 
 def paint_heart(

@@ -7,9 +7,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from phantoms.base import Split, VolumePhantom
-from phantoms.cohort import Cohort, check_cohort
+from phantoms.base import Split
+from phantoms.cohort import Cohort, check_cohort, image_affine
 from phantoms.heart.maps import HeartMaps, label_files
+from phantoms.heart.mask import HeartVolumes
 from phantoms.heart.render import render
 from phantoms.heart.subject import TISSUES, Numbers, Subject, draw_subject
 from qsim.distributions import AnyDistribution, Constant, Normal, Truncated, Uniform
@@ -261,8 +262,6 @@ class Heart:
         """
         maps = None if self.labels is None else label_files(self.labels)
         size = self.spacing_mm
-        affine = np.diag([*size, 1.0])
-        affine[:3, 3] = [-(n - 1) / 2 * s for n, s in zip((*self.matrix, self.slices), size, strict=True)]
         scars = int(np.floor(self.subjects * self.scar_share + 0.5))
         outlines = "drawn" if maps is None else f"from {len(maps.files)} label maps, each turned"
         return Cohort(
@@ -270,7 +269,7 @@ class Heart:
             test_subjects=self.test_subjects,
             tissues=self.tissues,
             spacing_mm=size,
-            affine=affine,
+            affine=image_affine((*self.matrix, self.slices), size),
             what=(
                 f"{self.subjects} hearts in short axis, {outlines}, {self.surroundings} surroundings, {scars} with a "
                 f"scar, {self.slices} slice{'s' if self.slices > 1 else ''} of {' x '.join(map(str, self.matrix))} "
@@ -279,7 +278,7 @@ class Heart:
             render=lambda subject: self._render(subject, maps),
         )
 
-    def load(self, split: Split, slice_axis: int) -> VolumePhantom:
+    def load(self, split: Split, slice_axis: int) -> HeartVolumes:
         """Draw one split.
 
         Raises: InputError if no subject belongs to it, or a label map is at fault.
@@ -288,8 +287,8 @@ class Heart:
 
 
 @lru_cache(maxsize=4)
-def _load(spec: Heart, split: Split, slice_axis: int) -> VolumePhantom:
-    return spec.cohort().load(split, slice_axis)
+def _load(spec: Heart, split: Split, slice_axis: int) -> HeartVolumes:
+    return spec.cohort().load(split, slice_axis, HeartVolumes)
 
 
 def clinical_t1() -> Heart:

@@ -14,10 +14,9 @@ import numpy as np
 from jaxtyping import Float
 
 from phantoms.heart.subject import Subject
-from phantoms.heart.thin import add_spot, strip
 from phantoms.heart.ventricles import Plane
 from phantoms.outlines import ellipse
-from phantoms.painting import covered
+from phantoms.painting import covered, ellipse_region, frame_of, strip
 
 Surroundings = Literal["human", "swine"]
 Region = tuple[str | None, Plane]
@@ -111,12 +110,14 @@ def surround(
     wall = wall + 0.9 * subject["chest_wall_mm"] * np.exp(6 * (np.cos(body - plan.back) - 1))
     fat = subject["fat_mm"] * np.maximum(1 + 0.15 * front + _harmonics(layers[4:], 0.12, 2), 0.4)
 
+    # muscles touch in places: the fat that parts the outer ones from the ribs is no ring
+    between = 0.06 * float(wall.mean()) * np.maximum(0.6 + _harmonics(layers, 0.7, 2), 0)
+
     inside = chest.distance(chest.inside)
     regions: list[Region] = [
         ("fat", covered(chest.distance(chest.inside + wall + fat), voxel_mm)),
         ("muscle", covered(chest.distance(chest.inside + wall), voxel_mm)),
-        # what parts the outer muscles from the ribs
-        ("fat", strip(chest.distance(chest.inside + 0.62 * wall), 0.06 * float(wall.mean()), voxel_mm)),
+        ("fat", strip(chest.distance(chest.inside + 0.62 * wall), chest.at(between), voxel_mm)),
         ("marrow", covered(_ribs(subject, plan, chest, wall), voxel_mm)),
         ("lung", covered(inside, voxel_mm)),
     ]
@@ -200,13 +201,14 @@ def _vessels(
 ) -> list[Region]:
     """Vessels of the lung, larger towards its middle; blood, as the aorta."""
     numbers = subject.shapes["vessels"].reshape(-1, 3)
-    share_of = np.zeros(chest.r.shape)
+    share_of, frame = np.zeros(chest.r.shape), frame_of(y, x, voxel_mm)
     reach = float(chest.inside.mean())
     for turn, far, size in numbers:
         angle, far_off = 1.7 * float(turn), reach * (0.42 + 0.2 * float(far))
-        middle = (chest.centre[0] + far_off * float(np.sin(angle)), chest.centre[1] + far_off * float(np.cos(angle)))
+        middle = np.add(chest.centre, (far_off * np.sin(angle), far_off * np.cos(angle)))
         radius = plan.vessel_mm * (1.2 - far_off / reach) * (1 + 0.3 * float(size))
-        add_spot(share_of, y, x, middle, radius, voxel_mm)
+        spot = ellipse_region(frame, middle, (radius, radius))
+        np.maximum(share_of[spot.box], spot.share, out=share_of[spot.box])
     return [("aorta", share_of * covered(chest.distance(chest.inside) + 4, voxel_mm))]
 
 

@@ -4,38 +4,33 @@ The cavity is a superellipse with a few modes; the muscle wall and the fat under
 thickness that depends on the angle. Organs are outlines through control points, ellipsoids or tubes, cut by the plane.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from jaxtyping import Float
 
+from phantoms.liver.lesions import Lesion
 from phantoms.liver.numbers import BETWEEN_MM, CAPSULE_MM, FISSURE, OVER_VESSELS_MM
 from phantoms.liver.plane import ANGLES, Plane, cut
-from phantoms.liver.raster import Canvas, Frame, Near, Region, Tubes, ellipse_region, near_polygon, tubes_region
+from phantoms.liver.raster import Near, Tubes, near_polygon, tubes_region
 from phantoms.liver.subject import PARTS
-
-
-@dataclass(frozen=True, slots=True)
-class Lesion:
-    """An ellipsoid in the liver: middle (y, x, z) and half axes along them [mm]."""
-
-    middle_mm: tuple[float, float, float]
-    half_mm: tuple[float, float, float]
+from phantoms.painting import Canvas, Frame, Region, ellipse_region
 
 
 def paint_plane(
-    canvas: Canvas, plane: Plane, parenchyma: tuple[tuple[str, float], ...], lesions: tuple[Lesion, ...]
+    canvas: Canvas,
+    frame: Frame,
+    plane: Plane,
+    parenchyma: tuple[tuple[str, float], ...],
+    lesions: tuple[Lesion, ...],
 ) -> Float[np.ndarray, "y x"]:
     """Paint one plane; the share of each voxel of it that is parenchyma of the right lobe [1].
 
     Args:
-        canvas: of the slice.
+        canvas, frame: of the slice.
         plane: whose and where.
         parenchyma: what the liver is made of.
         lesions: in the image.
     """
     canvas.begin()
-    frame = canvas.frame
     outline = plane.cavity()
     wall = plane.wall()
     cavity = near_polygon(frame, outline, CAPSULE_MM + plane.subject.numbers["stomach.wall"] + 2 * frame.width)

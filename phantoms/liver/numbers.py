@@ -25,7 +25,7 @@ class Number:
     source: str = "-"
 
 
-_KIDNEY = "length 109 (right), 112 mm (left): Emamian et al. 1993, AJR 160:83"
+_KIDNEY = "length 109 (right), 112 mm (left): Emamian et al. 1993, AJR 160:83, from memory"
 
 # by organ: what stands before the dot; the numbers of an organ are drawn in this order from a stream of its own
 NUMBERS: dict[str, Number] = {

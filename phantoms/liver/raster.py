@@ -1,51 +1,22 @@
-"""Regions of one plane, each computed where it lies, and their shares from the top down.
+"""Outlines and tubes of one plane, each computed where it lies.
 
 A polygon's distance is exact within `reach` of its edge and +-reach beyond it: each short piece of the edge gives the
-distance of the few voxels around it, the even-odd rule along the rows the sign. From the top down,
+distance of the few voxels around it, the even-odd rule along the rows the sign.
 
-    f_k = c_k left_k,   left_{k-1} = (1 - c_k) left_k,
-
-is f_k = c_k prod_{l > k} (1 - c_l), as `phantoms.painting` has it, and touches one tissue per region.
-
-A tube is the set within r of a segment in space, cut by the plane. With s the distance from its middle line, taken
-along the plane (divided by the gradient there), and h the width of a voxel, its share is
-
-    c = [min(1, max(0, 1/2 - (s - r) / h)) - min(1, max(0, 1/2 - (s + r) / h))] min(1, pi r / (2 u h)),
-
-u the cosine between tube and slice axis: exact for a straight band, and pi r^2 / h^2 for a small disc.
+A tube is the set within r of a segment in space; the plane cuts it in a section of half widths r and r / u, u the
+cosine between tube and slice axis, drawn as `phantoms.painting` has it. Of the distance R from the middle line, s lies
+across the section and sqrt(R^2 - s^2) / u along it.
 """
 
 from dataclasses import dataclass
-from math import pi
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from phantoms.painting import covered
+from phantoms.painting import Box, Frame, Region, covered, inwards, thin, thin_below
 
-Box = tuple[slice, slice]
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """Middles of the voxels of a plane along both axes, and their sizes [mm]."""
-
-    y: Float[np.ndarray, " ny"]
-    x: Float[np.ndarray, " nx"]
-    voxel_mm: tuple[float, float]
-
-    @property
-    def width(self) -> float:
-        """Of a voxel [mm]."""
-        return float(np.sqrt(self.voxel_mm[0] * self.voxel_mm[1]))
-
-    def box(self, low: Float[np.ndarray, "2"], high: Float[np.ndarray, "2"]) -> Box:
-        """Voxels whose middles lie in a rectangle (y, x)."""
-        rows, columns = (
-            slice(int(np.searchsorted(axis, a)), int(np.searchsorted(axis, b, side="right")))
-            for axis, a, b in zip((self.y, self.x), low, high, strict=True)
-        )
-        return rows, columns
+# of cosines [1]
+_LEAST = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,30 +27,9 @@ class Near:
     box: Box
     distance: Float[np.ndarray, "y x"]
 
-    def region(self, grow_mm: float = 0.0) -> "Region":
+    def region(self, grow_mm: float = 0.0) -> Region:
         """Share of each voxel inside the edge moved outwards by less than reach - width."""
         return Region(self.box, covered(self.distance - grow_mm, self.frame.voxel_mm))
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """Share of each voxel of a box that is covered; outside the box none."""
-
-    box: Box
-    share: Float[np.ndarray, "y x"]
-
-    def within(self, other: "Region") -> "Region":
-        """What is inside both (the smaller share: the larger distance)."""
-        box, mine, theirs = _common(self, other)
-        return Region(box, np.minimum(mine, theirs))
-
-    def without(self, other: "Region") -> "Region":
-        """What is inside this but not the other."""
-        whole = self.share.copy()
-        box, mine, theirs = _common(self, other)
-        here: Box = (_shift(box[0], self.box[0].start), _shift(box[1], self.box[1].start))
-        whole[here] = np.minimum(mine, 1 - theirs)
-        return Region(self.box, whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,33 +45,6 @@ class Tubes:
         return Tubes(self.starts[which], self.ends[which], self.radii[which])
 
 
-class Canvas:
-    """Shares of the tissues of a slice, the mean over planes that are each painted from the top down."""
-
-    def __init__(self, tissues: tuple[str, ...], frame: Frame, planes: int) -> None:
-        self.tissues, self.frame, self.planes = tissues, frame, planes
-        self.shares: Float[np.ndarray, "t y x"] = np.zeros((len(tissues), len(frame.y), len(frame.x)))
-        self._left: Float[np.ndarray, "y x"] = np.ones(self.shares.shape[1:])
-
-    def begin(self) -> None:
-        """Go on to the next plane."""
-        self._left[:] = 1
-
-    def under(self, region: Region, *mix: tuple[str, float]) -> Float[np.ndarray, "y x"]:
-        """Paint a region under all that is there, of a mixture of tissues (none: nothing, as air); what is seen of it.
-
-        Args:
-            region: what is covered.
-            mix: tissues and their shares of it [1].
-        """
-        left = self._left[region.box]
-        seen = left * region.share
-        left -= seen
-        for tissue, share in mix:
-            self.shares[self.tissues.index(tissue)][region.box] += share / self.planes * seen
-        return seen
-
-
 def near_polygon(frame: Frame, vertices: Float[np.ndarray, "n 2"], reach_mm: float = 0.0) -> Near:
     """Distance from a closed polygon (y, x), near its edge; reach at least a voxel's width."""
     reach = max(reach_mm, frame.width)
@@ -133,19 +56,6 @@ def near_polygon(frame: Frame, vertices: Float[np.ndarray, "n 2"], reach_mm: flo
     squared = _nearest_squared(*_pieces(starts, steps, frame.width), y, x, frame.voxel_mm, reach)
     distance = np.sqrt(squared)
     return Near(frame, box, np.where(_inside(starts, steps, y, x), -distance, distance))
-
-
-def ellipse_region(
-    frame: Frame, centre: Float[np.ndarray, "2"], half: tuple[float, float], angle: float = 0.0, grow_mm: float = 0.0
-) -> Region:
-    """Region of an ellipse (y, x), as `phantoms.outlines.ellipse` has it."""
-    from phantoms.outlines import ellipse
-
-    far = max(half) + abs(grow_mm) + frame.width
-    box = frame.box(centre - far, centre + far)
-    y, x = np.meshgrid(frame.y[box[0]], frame.x[box[1]], indexing="ij")
-    distance = ellipse((float(centre[0]), float(centre[1])), half, angle, y, x)
-    return Region(box, covered(distance - grow_mm, frame.voxel_mm))
 
 
 def tubes_region(frame: Frame, tubes: Tubes, z: float) -> Region:
@@ -213,16 +123,24 @@ def _tubes(
     flat = (py - t * ay) ** 2 + (px - t * ax) ** 2
     away = np.sqrt(flat + dz * dz)
     radius = radii[:, 0, None, None] + t * (radii[:, 1] - radii[:, 0])[:, None, None]
+    # between tube and slice axis; a tube that lies has sections as long as itself
+    cosine = np.maximum(np.abs(az) / np.maximum(np.sqrt(length), 1e-6), _LEAST)
+    share = np.zeros(away.shape)
+    near = away < radius + frame.width
+    away, flat, radius = away[near], flat[near], radius[near]
+    across = np.abs(py * ax - px * ay) / np.maximum(np.hypot(ay, ax), 1e-9)
+    # an upright one has no direction: any will do
+    across = np.where(np.hypot(ay, ax) < 1e-9, np.abs(py), across)[near]
+    cosine = np.broadcast_to(cosine, share.shape)[near]
     # how fast the distance grows along the plane; on the middle line itself as beside it
-    cosine = np.abs(az) / np.maximum(np.sqrt(length), 1e-6)
     slope = np.maximum(np.sqrt(flat) / np.maximum(away, 1e-9), 0.3)
     slope[away < 0.5 * radius] = 1
-    across = slope * frame.width
-    outer = np.clip(0.5 - (away - radius) / across, 0, 1)
-    inner = np.clip(0.5 - (away + radius) / across, 0, 1)
-    share: Float[np.ndarray, "n h w"] = (outer - inner) * np.minimum(
-        1, pi * radius / (2 * np.maximum(cosine, 1e-6) * frame.width)
-    )
+    edge = (away - radius) / slope + inwards(radius, radius / cosine, frame.voxel_mm)
+    found = covered(edge, frame.voxel_mm)
+    few = radius < thin_below(frame.voxel_mm)
+    along = np.sqrt(np.maximum(away[few] ** 2 - across[few] ** 2, 0)) / cosine[few]
+    found[few] = thin(across[few], along, radius[few], radius[few] / cosine[few], frame.voxel_mm)
+    share[near] = found
     return share
 
 
@@ -281,23 +199,3 @@ def _inside(
     crossed = np.bincount(row * (x.size + 1) + column, minlength=y.size * (x.size + 1)).reshape(y.size, x.size + 1)
     odd: Bool[np.ndarray, "ny nx"] = np.cumsum(crossed, axis=1)[:, :-1] % 2 == 1
     return odd
-
-
-def _common(one: Region, other: Region) -> tuple[Box, Float[np.ndarray, "y x"], Float[np.ndarray, "y x"]]:
-    """The part of both boxes that they share."""
-    sides = []
-    for a, b in zip(one.box, other.box, strict=True):
-        start, stop = max(a.start, b.start), min(a.stop, b.stop)
-        sides.append(slice(start, max(start, stop)))
-    box = (sides[0], sides[1])
-    if box[0].start >= box[0].stop or box[1].start >= box[1].stop:
-        nothing: Box = (slice(0, 0), slice(0, 0))
-        return nothing, np.zeros((0, 0)), np.zeros((0, 0))
-    mine, theirs = (
-        each.share[_shift(box[0], each.box[0].start), _shift(box[1], each.box[1].start)] for each in (one, other)
-    )
-    return box, mine, theirs
-
-
-def _shift(one: slice, start: int) -> slice:
-    return slice(one.start - start, one.stop - start)

@@ -6,18 +6,18 @@ from math import isfinite
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 
 from phantoms.base import Split, VolumePhantom, check_slice_axis, slice_first
-from phantoms.cohort import Cohort, check_cohort, subject_rng
-from phantoms.liver.anatomy import Lesion, paint_plane
+from phantoms.cohort import Cohort, check_cohort, image_affine, subject_rng
+from phantoms.liver.anatomy import paint_plane
+from phantoms.liver.lesions import Lesion, draw_lesion
 from phantoms.liver.plane import Plane
-from phantoms.liver.raster import Canvas, Frame
 from phantoms.liver.subject import KIND, draw_subject
-from phantoms.outlines import polygon_distance
-from phantoms.painting import grid
+from phantoms.painting import Canvas, frame_of, grid
 from phantoms.painting import planes as planes_of
 from qsim.distributions import AnyDistribution, HalfNormal, Truncated, draw
+from qsim.errors import InputError
 from qsim.values import value
 
 TISSUES = (
@@ -37,10 +37,8 @@ TISSUES = (
     "csf",
     "aorta",
 )
-# middles of the lesions, from the middle slice [mm]: near enough for the default slices to meet all of them
+# middles of the lesions, from the middle slice at most [mm]: near enough for the default slices to meet all of them
 _LESIONS_WITHIN_MM = 10.0
-# free parenchyma around a lesion, and how many places are tried [mm]
-_AROUND_LESION_MM, _TRIES = 4.0, 400
 # how far the region of interest stays away from edges: the larger of both
 _ROI_MM, _ROI_VOXELS = 3.0, 2.0
 _LARGEST_LESION_MM = 50.0
@@ -57,6 +55,19 @@ class LiverVolumes(VolumePhantom):
 
     fibrotic: tuple[int, ...] = ()
     rois: tuple[Bool[np.ndarray, "y x z"], ...] = ()
+
+    @property
+    def region_names(self) -> tuple[str, ...]:
+        """What region 1 is."""
+        return ("parenchyma of the right lobe",)
+
+    def regions(self, subject: int) -> UInt8[np.ndarray, "*space"]:
+        """Region of interest of a subject, as `roi` has it: 1, elsewhere 0.
+
+        Args:
+            subject: as in `Crop`.
+        """
+        return self.rois[self.ids.index(subject)].astype(np.uint8)
 
     def roi(self, subject: int, origin: tuple[int, ...], patch: tuple[int, ...]) -> Bool[np.ndarray, "*space"]:
         """Parenchyma of the right lobe, away from its edge, vessels, ducts and lesions; set by the geometry alone.
@@ -102,14 +113,15 @@ class Liver:
         fibrosis_share: share of the subjects whose whole liver is of fibrotic_liver: round(share subjects) of them,
             spread over train and test as evenly as whole numbers allow [1].
         lesions: least and most focal lesions per subject; all numbers between are as likely. Their middles lie within
-            10 mm of the middle slice.
+            10 mm of the middle slice and within the stack; one without room for its diameter is made smaller, or left
+            out where the least has none: the description says how many.
         lesion_diameter_mm: shortest and longest mean diameter [mm].
         fat_fraction: share of fat in the parenchyma of a subject. The default starts at the 5 % that make a liver
             fatty and has a median of 8.4 %: 68 % of the subjects stay below 10 %, 95 % below 15 % [1].
         variation: of the anatomy, relative to that of `phantoms.liver.numbers`; 0: all subjects are alike [1].
         planes: drawn through the thickness of a slice.
     Source: subjects, slices, voxels, thickness: huang2022, section 3.1. Share of fibrosis: assumed. Fat: above 5.56 %
-        is steatosis, Szczepaniak et al. 2005, doi:10.1152/ajpendo.00064.2004; its spread here is assumed.
+        is steatosis, Szczepaniak et al. 2005, doi:10.1152/ajpendo.00064.2004, from memory; its spread here is assumed.
     """
 
     kind: Literal["liver"] = "liver"
@@ -175,13 +187,7 @@ class Liver:
     @property
     def affine(self) -> Float[np.ndarray, "4 4"]:
         """Voxel index to the patient's right, front and head, from the middle of the volume [mm]."""
-        y, x, z = self.spacing_mm
-        axes = np.array([[0.0, -x, 0.0], [-y, 0.0, 0.0], [0.0, 0.0, z]])
-        middle = (np.array([*self.matrix, self.slices]) - 1) / 2
-        affine = np.eye(4)
-        affine[:3, :3] = axes
-        affine[:3, 3] = -axes @ middle
-        return affine
+        return image_affine((*self.matrix, self.slices), self.spacing_mm)
 
     @property
     def fibrotic(self) -> tuple[int, ...]:
@@ -222,39 +228,43 @@ class Liver:
         name = "fibrotic_liver" if subject in self.fibrotic else "liver"
         parenchyma = ((name, 1 - fat), ("liver_fat", fat))
         lesions = self.lesions_of(subject)
-        y, x = grid(self.matrix, (float(self.voxel_mm[0]), float(self.voxel_mm[1])))
-        frame = Frame(y[:, 0].copy(), x[0].copy(), (float(self.voxel_mm[0]), float(self.voxel_mm[1])))
+        voxel_mm = float(self.voxel_mm[0]), float(self.voxel_mm[1])
+        frame = frame_of(*grid(self.matrix, voxel_mm), voxel_mm)
         shares = np.empty((self.slices, len(TISSUES), *self.matrix), dtype=np.float32)
         rois = np.empty((self.slices, *self.matrix), dtype=bool)
         for k in range(self.slices):
             middle = (k - (self.slices - 1) / 2) * self.spacing_mm[2]
-            canvas = Canvas(TISSUES, frame, self.planes)
+            canvas = Canvas(TISSUES, self.matrix, self.planes)
             lobe = np.zeros(self.matrix)
             for z in planes_of(middle, float(self.slice_thickness_mm), self.planes):
-                lobe += paint_plane(canvas, Plane(cast, level + float(z)), parenchyma, lesions) / self.planes
+                lobe += paint_plane(canvas, frame, Plane(cast, level + float(z)), parenchyma, lesions) / self.planes
             shares[k], rois[k] = canvas.shares, _away(lobe, self.voxel_mm)
         return np.moveaxis(shares, 0, -1), np.moveaxis(rois, 0, -1)
 
     def lesions_of(self, subject: int) -> tuple[Lesion, ...]:
-        """Focal lesions of a subject, in the image; z is the level in the subject [mm]."""
+        """Focal lesions of a subject, in the image; z is the level in the subject [mm].
+
+        One that has no room at the diameter drawn is as large as there is room for; one without room at the least
+        diameter is left out.
+        """
+        return tuple(lesion for lesion in self._tried(subject) if lesion is not None)
+
+    def lesions_left_out(self, subject: int) -> int:
+        """How many lesions of a subject found no room."""
+        return sum(lesion is None for lesion in self._tried(subject))
+
+    @property
+    def lesions_within_mm(self) -> float:
+        """How far the middles of lesions lie from the middle slice at most: 10 mm, less in a thinner stack [mm]."""
+        half = ((self.slices - 1) * self.spacing_mm[2] + float(self.slice_thickness_mm)) / 2
+        return min(_LESIONS_WITHIN_MM, half)
+
+    def _tried(self, subject: int) -> list[Lesion | None]:
         rng = subject_rng(KIND, self.seed, subject, "lesions")
         count = int(rng.integers(self.lesions[0], self.lesions[1] + 1))
         cast = draw_subject(self.seed, subject, float(self.variation))
-        lesions = []
-        for _ in range(count):
-            z = cast.numbers["place.z"] + float(rng.uniform(-1, 1)) * _LESIONS_WITHIN_MM
-            radius = float(rng.uniform(*self.lesion_diameter_mm)) / 2
-            stretch = np.exp(rng.uniform(-0.15, 0.15, 3))
-            half = radius * stretch / np.prod(stretch) ** (1 / 3)
-            plane = Plane(cast, z)
-            outline, cavity = plane.liver(), plane.cavity()
-            y, x = (rng.uniform(a, b, _TRIES) for a, b in zip(outline.min(axis=0), outline.max(axis=0), strict=True))
-            depth = -np.maximum(polygon_distance(outline, y, x), polygon_distance(cavity, y, x))
-            # uniform among the places that hold all of it; the deepest place where none does
-            fits = np.flatnonzero(depth >= half.max() + _AROUND_LESION_MM)
-            i = int(fits[0] if len(fits) else depth.argmax())
-            lesions.append(Lesion((float(y[i]), float(x[i]), z), (float(half[0]), float(half[1]), float(half[2]))))
-        return tuple(lesions)
+        low, high = self.lesion_diameter_mm
+        return [draw_lesion(cast, rng, self.lesions_within_mm, (low / 2, high / 2)) for _ in range(count)]
 
     @property
     def cohort(self) -> Cohort:
@@ -281,31 +291,37 @@ def _away(right: Float[np.ndarray, "y x"], voxel_mm: tuple[float, float]) -> Boo
 
     whole = np.pad(right >= 1 - 1e-9, 1)
     # distances run to the middles of voxels: half a voxel further than to the edge
-    enough = max(_ROI_MM, _ROI_VOXELS * max(voxel_mm)) + max(voxel_mm) / 2
     away = distance_transform_edt(whole, sampling=voxel_mm)[1:-1, 1:-1]
-    return np.asarray(away >= enough)
+    return np.asarray(away >= _roi_mm(voxel_mm) + max(voxel_mm) / 2)
+
+
+def _roi_mm(voxel_mm: tuple[float, float]) -> float:
+    """How far the region of interest stays away from all else [mm]."""
+    return float(max(_ROI_MM, _ROI_VOXELS * max(voxel_mm)))
 
 
 @lru_cache(maxsize=4)
 def _load(spec: Liver, split: Split, slice_axis: int) -> LiverVolumes:
+    cohort = spec.cohort
     rois: list[Bool[np.ndarray, "y x z"]] = []
 
     def render(subject: int) -> Float[np.ndarray, "t y x z"]:
         shares, roi = spec.drawn(subject)
-        roi = slice_first(roi[None], slice_axis)[0]
-        rois.append(roi)
+        if not roi.any():
+            raise InputError(
+                f"phantom.voxel_mm: subject {subject} has no voxel of the right lobe that lies "
+                f"{_roi_mm(spec.voxel_mm):.3g} mm from everything else, so that its region of interest is empty; ask "
+                "for smaller voxels, fewer or smaller lesions, or slices that meet the liver"
+            )
+        rois.append(slice_first(roi[None], slice_axis)[0])
         return shares
 
-    loaded = replace(spec.cohort, render=render).load(split, slice_axis)
-    return LiverVolumes(
-        tissues=loaded.tissues,
-        spacing_mm=loaded.spacing_mm,
-        volumes=loaded.volumes,
-        slabs=loaded.slabs,
-        slice_axis=loaded.slice_axis,
-        ids=loaded.ids,
-        description=loaded.description,
-        affine=loaded.affine,
+    loaded = replace(cohort, render=render).load(split, slice_axis, LiverVolumes)
+    left_out = sum(spec.lesions_left_out(subject) for subject in loaded.ids)
+    said = f"; {left_out} lesions found no room and were left out" if left_out else ""
+    return replace(
+        loaded,
+        description=loaded.description + said,
         fibrotic=tuple(i for i in spec.fibrotic if i in loaded.ids),
         rois=tuple(rois),
     )

@@ -8,26 +8,27 @@ from scipy import ndimage
 
 import phantoms
 from phantoms import BrainWeb
-from phantoms.base import as_fractions
+from phantoms.base import WithRegions, as_fractions
 from phantoms.liver import Liver, LiverVolumes
 from phantoms.liver.numbers import NUMBERS
 from phantoms.liver.plane import Plane
-from phantoms.liver.raster import Canvas, Frame, Region, Tubes, near_polygon, tubes_region
+from phantoms.liver.raster import Tubes, near_polygon, tubes_region
 from phantoms.liver.subject import draw_numbers, draw_subject
 from phantoms.outlines import curve, polygon_distance
+from phantoms.painting import Frame
 from qsim.distributions import Constant, Normal, Uniform
 from qsim.errors import InputError
 
 # coarse voxels: quick, and the same subjects
-COARSE = {"matrix": (80, 80), "voxel_mm": (5.0, 5.0), "planes": 1}
+COARSE = {"matrix": (80, 80), "voxel_mm": (5.0, 5.0), "planes": 1, "slices": 1}
 T = {name: i for i, name in enumerate(Liver().tissues)}
 PARENCHYMA = [T["liver"], T["fibrotic_liver"], T["liver_fat"]]
 
 
 @pytest.fixture(scope="module")
 def cohort():
-    """A small cohort at the default resolution: both splits."""
-    spec = Liver(subjects=4, test_subjects=2, fibrosis_share=0.5)
+    """A small cohort, all of the body in the image: both splits."""
+    spec = Liver(subjects=4, test_subjects=2, fibrosis_share=0.5, matrix=(160, 160), voxel_mm=(2.4, 2.4), planes=2)
     return spec, {split: spec.load(split, 2) for split in ("train", "test")}
 
 
@@ -101,26 +102,32 @@ def test_a_tube_cut_obliquely_is_the_ellipse_that_it_should_be(lean):
         np.testing.assert_allclose(share.sum() * 1.1**2, pi * r**2 / np.cos(lean), rtol=0.02)
 
 
-def test_a_tube_thinner_than_a_voxel_covers_its_area():
+@pytest.mark.parametrize("width", [1.3, 2.5, 6.0])
+def test_tubes_of_any_size_cover_their_area(width):
+    # anywhere on the grid and in any direction: r x r / cosine, an ellipse
+    rng = np.random.default_rng(5)
+    axis = (np.arange(41) - 20) * width
+    like = Frame(axis, axis, (width, width))
+    for r, lean in ((0.6, 0.0), (0.6, 1.2), (1.1, 0.5), (2.0, 1.0), (4.0, 0.3)):
+        area = []
+        for _ in range(30):
+            middle, turn = np.append(rng.uniform(-width, width, 2), 0.0), rng.uniform(0, pi)
+            along = np.array([np.sin(lean) * np.sin(turn), np.sin(lean) * np.cos(turn), np.cos(lean)])
+            tube = Tubes((middle - 200 * along)[None], (middle + 200 * along)[None], np.array([[r, r]]))
+            area.append(tubes_region(like, tube, 0.0).share.sum() * width**2)
+        # the mean over places; its error is that of 30 draws
+        error = max(np.std(area) / np.sqrt(30), 0.01 * pi * r**2)
+        assert abs(np.mean(area) - pi * r**2 / np.cos(lean)) < 4 * error
+
+
+def test_a_tube_thinner_than_a_voxel_covers_its_share():
     like = Frame(np.arange(-10.0, 11.0, 5.0), np.arange(-10.0, 11.0, 5.0), (5.0, 5.0))
     upright = Tubes(np.array([[0.0, 0.0, -9.0]]), np.array([[0.0, 0.0, 9.0]]), np.array([[0.8, 0.8]]))
     flat = Tubes(np.array([[0.0, -50.0, 0.0]]), np.array([[0.0, 50.0, 0.0]]), np.array([[0.8, 0.8]]))
     # the middle voxel: a disc, and a band
     np.testing.assert_allclose(whole(tubes_region(like, upright, 0.0), like)[2, 2], pi * 0.8**2 / 25)
-    np.testing.assert_allclose(whole(tubes_region(like, flat, 0.0), like)[2, 1:4], 2 * 0.8 / 5)
-
-
-def test_regions_are_painted_from_the_top_down():
-    like = frame(4, 1.0)
-    canvas = Canvas(("a", "b"), like, 1)
-    box = (slice(1, 3), slice(0, 4))
-    canvas.under(Region(box, np.full((2, 4), 0.25)), ("a", 0.8), ("b", 0.2))
-    canvas.under(Region(box, np.full((2, 4), 0.5)))
-    canvas.under(Region((slice(0, 4), slice(0, 4)), np.ones((4, 4))), ("b", 1.0))
-    # .25 (.8 a, .2 b), then .75 .5 of nothing, then what is left
-    np.testing.assert_allclose(canvas.shares[0, 1:3], 0.2)
-    np.testing.assert_allclose(canvas.shares[1, 1:3], 0.05 + 0.375)
-    np.testing.assert_allclose(canvas.shares[1, 0], 1.0)
+    # within a band the depth is taken as if the tube leaned by .05: half a per cent
+    np.testing.assert_allclose(whole(tubes_region(like, flat, 0.0), like)[2, 1:4], 2 * 0.8 / 5, rtol=0.005)
 
 
 def test_painted_shares_are_those_of_a_finer_grid():
@@ -137,7 +144,7 @@ def test_painted_shares_are_those_of_a_finer_grid():
 
 
 def test_areas_and_thicknesses_are_those_of_adults(volumes):
-    pixel = 1.5**2
+    pixel = 2.4**2
     liver, body, fat, spleen, aorta, canal = [], [], [], [], [], []
     for fractions, _ in volumes:
         area = fractions.sum(axis=(1, 2)) * pixel
@@ -152,7 +159,7 @@ def test_areas_and_thicknesses_are_those_of_adults(volumes):
         row = int(filled[..., 1].sum(axis=1).argmax())
         line = fractions[:, row, :, 1]
         first = int(np.argmax(line[T["muscle"]] > 0.5))
-        fat.append(1.5 * line[T["fat"], :first].sum())
+        fat.append(2.4 * line[T["fat"], :first].sum())
     # a body of 280 to 350 x 200 to 270 mm; a liver of a quarter of it at the hilum, less towards the lower end
     assert 0.045e6 < np.mean(body) < 0.075e6
     shares = np.array(liver) / np.array(body)
@@ -169,7 +176,7 @@ def test_areas_and_thicknesses_are_those_of_adults(volumes):
 
 
 def test_liver_lies_on_the_low_side_and_stomach_and_spleen_on_the_high(volumes):
-    x = (np.arange(256) - 127.5) * 1.5
+    x = (np.arange(160) - 79.5) * 2.4
     y = x[:, None]
 
     def middle(share):
@@ -236,14 +243,16 @@ def test_different_seeds_choose_different_subjects():
 
 
 def test_a_subject_is_the_same_in_any_cohort_and_any_stack():
-    few = Liver(subjects=8, test_subjects=1, fibrosis_share=0.0, **COARSE)
-    many = Liver(subjects=52, fibrosis_share=0.0, **COARSE)
+    few = Liver(subjects=8, test_subjects=1, fibrosis_share=0.0, lesions=(0, 0), **COARSE)
+    many = Liver(subjects=52, fibrosis_share=0.0, lesions=(0, 0), **COARSE)
     seven, roi = few.drawn(7)
     np.testing.assert_array_equal(seven, many.drawn(7)[0])
-    # five slices have the three in their middle
-    more, more_roi = Liver(subjects=8, test_subjects=1, fibrosis_share=0.0, slices=5, **COARSE).drawn(7)
-    np.testing.assert_array_equal(more[..., 1:4], seven)
-    np.testing.assert_array_equal(more_roi[..., 1:4], roi)
+    # three slices have the one in their middle
+    more, more_roi = Liver(
+        subjects=8, test_subjects=1, fibrosis_share=0.0, lesions=(0, 0), **(COARSE | {"slices": 3})
+    ).drawn(7)
+    np.testing.assert_array_equal(more[..., 1:2], seven)
+    np.testing.assert_array_equal(more_roi[..., 1:2], roi)
     assert np.abs(seven - few.drawn(6)[0]).max() > 0.5
     other = Liver(subjects=8, test_subjects=1, fibrosis_share=0.0, seed=1, **COARSE)
     assert np.abs(seven - other.drawn(7)[0]).max() > 0.5
@@ -267,10 +276,10 @@ def test_numbers_vary_as_the_table_says():
 
 
 def test_lesions_lie_in_the_liver_and_are_as_large_as_asked():
-    size = {"matrix": (128, 128), "voxel_mm": (3.0, 3.0), "planes": 2, "subjects": 4, "test_subjects": 0}
+    size = {"matrix": (96, 96), "voxel_mm": (4.0, 4.0), "planes": 1, "subjects": 4, "test_subjects": 0}
     spec = Liver(lesions=(2, 2), lesion_diameter_mm=(18.0, 22.0), **size)
     empty = Liver(lesions=(0, 0), **size)
-    for subject in range(2):
+    for subject in range(1):
         lesions = spec.lesions_of(subject)
         assert len(lesions) == 2
         for lesion in lesions:
@@ -288,7 +297,7 @@ def test_lesions_lie_in_the_liver_and_are_as_large_as_asked():
 
 
 def test_numbers_of_lesions_are_drawn():
-    counts = [len(Liver(**COARSE).lesions_of(i)) for i in range(20)]
+    counts = [len(Liver(**COARSE).lesions_of(i)) for i in range(12)]
     assert set(counts) == {0, 1, 2}
 
 
@@ -296,15 +305,15 @@ def test_region_of_interest_is_pure_right_lobe(cohort, volumes):
     spec, _ = cohort
     for subject, (fractions, roi) in enumerate(volumes):
         # every slice has one
-        assert roi.sum(axis=(0, 1)).min() > 100
+        assert roi.sum(axis=(0, 1)).min() > 40
         cast = draw_subject(spec.seed, subject, 1.0)
-        x = (np.arange(256) - 127.5) * 1.5
+        x = (np.arange(160) - 79.5) * 2.4
         lobe = Plane(cast, 0.0).right_lobe(x, x)
         pure = fractions[PARENCHYMA].sum(axis=0) > 1 - 1 / 64
         for k in range(3):
             assert lobe[roi[..., k]].all()
             # 3 mm from the nearest voxel that is not pure: from middle to middle half a voxel more
-            away = ndimage.distance_transform_edt(pure[..., k], sampling=1.5)
+            away = ndimage.distance_transform_edt(pure[..., k], sampling=2.4)
             assert away[roi[..., k]].min() >= 3.0
 
 
@@ -318,24 +327,69 @@ def test_roi_follows_the_crop(cohort):
     assert roi.shape == (40, 50)
     y, x, z = crop.origin
     np.testing.assert_array_equal(roi, loaded.rois[crop.subject - 2][y : y + 40, x : x + 50, z])
-    assert loaded.roi(3, (0, 0, 0), (256, 256, 3)).sum() == loaded.rois[1].sum()
+    assert loaded.roi(3, (0, 0, 0), (160, 160, 3)).sum() == loaded.rois[1].sum()
     coarse = Liver(subjects=2, test_subjects=1, **COARSE)
     along, across = (coarse.load("test", axis) for axis in (2, 0))
-    np.testing.assert_array_equal(across.roi(1, (40, 3, 0), (50, 3)), along.rois[0][40, 3:53])
+    np.testing.assert_array_equal(across.roi(1, (40, 3, 0), (50, 1)), along.rois[0][40, 3:53])
     for subject, origin, patch, message in (
         (0, (0, 0, 0), (9, 9), "subject: 0"),
-        (3, (250, 0, 0), (9, 9), "patch: "),
+        (3, (155, 0, 0), (9, 9), "patch: "),
         (3, (0, 0, 0), (9,), "patch: "),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):
             loaded.roi(subject, origin, patch)
 
 
+def test_regions_are_the_region_of_interest(cohort):
+    loaded = cohort[1]["test"]
+    assert isinstance(loaded, WithRegions)
+    assert loaded.region_names == ("parenchyma of the right lobe",)
+    found = loaded.regions(3)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, loaded.rois[1])
+
+
+def test_an_empty_region_of_interest_is_refused():
+    with pytest.raises(InputError, match=r"^phantom\.voxel_mm: subject 0 has no voxel .* smaller voxels"):
+        Liver(subjects=1, test_subjects=0, matrix=(30, 30), voxel_mm=(13.0, 13.0), slices=1, planes=1).load("train", 2)
+
+
+def test_lesions_without_room_are_made_smaller_or_left_out(monkeypatch):
+    drawn = {"subjects": 6, "test_subjects": 0, "lesions": (2, 2)}
+    wide = Liver(lesion_diameter_mm=(10.0, 50.0), **drawn)
+    found = [lesion for i in range(6) for lesion in wide.lesions_of(i)]
+    assert len(found) == 12
+    # half axes are stretched by up to exp(.15) times what keeps their mean; 4 mm stay free around
+    for i in range(6):
+        cast = draw_subject(0, i, 1.0)
+        for lesion in wide.lesions_of(i):
+            y, x, z = lesion.middle_mm
+            assert 5 <= np.prod(lesion.half_mm) ** (1 / 3) <= 25
+            depth = -polygon_distance(Plane(cast, z).liver(), np.array([y]), np.array([x]))[0]
+            assert depth >= max(lesion.half_mm) + 4 - 1e-9
+    # one place is tried: not each has room for the least
+    monkeypatch.setattr("phantoms.liver.lesions._TRIES", 1)
+    tried = Liver(lesion_diameter_mm=(30.0, 50.0), **drawn | COARSE)
+    left_out = sum(tried.lesions_left_out(i) for i in range(6))
+    assert 0 < left_out < 12
+    assert sum(len(tried.lesions_of(i)) for i in range(6)) == 12 - left_out
+    assert tried.load("train", 2).description.endswith(f"; {left_out} lesions found no room and were left out")
+
+
+def test_lesions_lie_within_the_stack():
+    for slices, within in ((1, 3.5), (2, 8.5), (3, 10.0)):
+        spec = Liver(slices=slices, lesions=(1, 2))
+        assert spec.lesions_within_mm == within
+        for i in range(4):
+            level = draw_subject(0, i, 1.0).numbers["place.z"]
+            assert all(abs(lesion.middle_mm[2] - level) <= within for lesion in spec.lesions_of(i))
+
+
 def test_vessels_fit_from_slice_to_slice():
     # thin slices without gaps: what is vessel in one touches vessel in the next, save the ends of the branches
     spec = Liver(
         subjects=2, test_subjects=0, slices=9, slice_thickness_mm=1.0, gap_mm=0.0, planes=1, lesions=(0, 0),
-        matrix=(160, 160), voxel_mm=(2.0, 2.0),
+        matrix=(107, 107), voxel_mm=(3.0, 3.0),
     )  # fmt: skip
     shares, _ = spec.drawn(0)
     vessel = shares[T["liver_vessel"]] > 0.5
@@ -353,18 +407,18 @@ def test_splits_are_disjoint_and_in_order(cohort):
     assert splits["train"].ids == tuple(range(2))
     assert splits["test"].ids == (2, 3)
     assert "train 0 to 1, test 2 to 3" in splits["train"].description
-    assert splits["train"].spacing_mm == (1.5, 1.5, 10.0)
+    assert splits["train"].spacing_mm == (2.4, 2.4, 10.0)
 
 
 def test_the_affine_says_where_the_patient_is(cohort):
     spec, splits = cohort
     affine = splits["train"].affine
-    middle = np.array([127.5, 127.5, 1.0, 1.0])
+    middle = np.array([79.5, 79.5, 1.0, 1.0])
     np.testing.assert_allclose(affine @ middle, [0, 0, 0, 1], atol=1e-12)
     # index 0 of x is the patient's right, of y the front, of the slices the feet (world: right, front, head)
-    assert (affine @ [127.5, 0, 1, 1])[0] > 0
-    assert (affine @ [0, 127.5, 1, 1])[1] > 0
-    assert (affine @ [127.5, 127.5, 0, 1])[2] == -10
+    assert (affine @ [79.5, 0, 1, 1])[0] > 0
+    assert (affine @ [0, 79.5, 1, 1])[1] > 0
+    assert (affine @ [79.5, 79.5, 0, 1])[2] == -10
     np.testing.assert_allclose(np.linalg.norm(affine[:3, :3], axis=0), spec.spacing_mm)
 
 
