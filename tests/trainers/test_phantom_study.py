@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -11,12 +12,18 @@ import yaml
 from generators.reading import read_config
 from qsim.errors import InputError
 from qsim.evaluation.study import noisy_images
+from trainers.infer import load_estimator
 from trainers.studies.block_runner import Command
-from trainers.studies.measured import Scans, map_repeat, read_scans
+from trainers.studies.measured import Scans, read_scans
+from trainers.studies.measured_maps import fit_methods, map_repeat
 from trainers.studies.methods import choose
-from trainers.studies.phantom import PhantomConfig, make_phantom_plan, run_phantom
+from trainers.studies.phantom import run_phantom
+from trainers.studies.phantom_blocks import compute_block
+from trainers.studies.phantom_config import PhantomConfig
 from trainers.studies.phantom_parts import twin_case
+from trainers.studies.phantom_plan import make_phantom_plan
 from trainers.studies.registry import STUDIES
+from trainers.studies.study_files import digest_of
 
 TWIN = {
     "seed": 1,
@@ -137,21 +144,43 @@ def test_scans_of_the_twin_give_what_the_twin_gives(twin, scans, tmp_path):
             # six digits of the table, and times that went through JSON
             assert got == pytest.approx(wanted, rel=1e-3, abs=2e-4), (k, metric)
     record = json.loads((tmp_path / "study" / "provenance.json").read_text(encoding="utf-8"))
-    files = record["config"]["data"]["files"]
-    assert len(files) == 5
-    # the config as it was recorded runs again, and refuses another file
-    changed = {**record["config"]["data"], "files": dict.fromkeys(files, "0" * 64)}
-    with pytest.raises(InputError, match=r"^data\.files: .* is not the file"):
-        run({**scans, "data": {**scans["data"], "files": changed["files"]}}, tmp_path / "other")
+    # four scans, what their sidecars say, and the regions
+    assert len(record["files"]) == 9
+
+
+def test_another_file_is_another_study(scans, tmp_path):
+    """The same path with other images, or the same images with other times."""
+    series = scans["data"]["scans"]["series"][:1]
+    source = Path(series[0])
+    copy, sidecar = tmp_path / "scan.nii.gz", tmp_path / "scan.json"
+    copy.write_bytes(source.read_bytes())
+    text = source.with_name("scan0.json").read_text(encoding="utf-8")
+    sidecar.write_text(text, encoding="utf-8")
+    data = {**scans["data"], "scans": {"series": [str(copy)], "sigma": 0.01}}
+    config = PhantomConfig.model_validate({**scans, "data": data})
+
+    def digest():
+        plan = make_phantom_plan(config)
+        return digest_of(plan.config, plan.methods, plan.files)
+
+    before = digest()
+    assert digest() == before
+    sidecar.write_text(text.replace("2.2]", "2.3]"), encoding="utf-8")
+    other_times = digest()
+    sidecar.write_text(text, encoding="utf-8")
+    copy.write_bytes(Path(scans["data"]["scans"]["series"][1]).read_bytes())
+    assert len({before, other_times, digest()}) == 3
 
 
 @pytest.mark.usefixtures("no_page")
-def test_any_number_of_workers_and_a_second_run_give_the_same_bytes(scans, tmp_path):
-    few = {**scans, "data": {**scans["data"], "scans": {**scans["data"]["scans"], "slices": [0, 1]}}}
-    for name, workers in (("one", 1), ("two", 2)):
-        run(few, tmp_path / name, workers=workers)
+def test_workers_processes_and_a_second_run_give_the_same_bytes(scans, tmp_path):
+    told = {**scans["data"]["scans"], "slices": [0, 1], "series": scans["data"]["scans"]["series"][:2]}
+    few = {**scans, "data": {**scans["data"], "scans": told}}
+    commands = {"one": {"workers": 2}, "processes": {"scheduler": "processes"}}
+    for name, command in commands.items():
+        run(few, tmp_path / name, **command)
     first = (tmp_path / "one" / "results.csv").read_bytes()
-    assert (tmp_path / "two" / "results.csv").read_bytes() == first
+    assert (tmp_path / "processes" / "results.csv").read_bytes() == first
     lost, kept = tmp_path / "one" / "blocks" / "repeat001.npz", tmp_path / "one" / "blocks" / "repeat000.npz"
     lost.unlink()
     before = kept.stat().st_mtime_ns
@@ -163,7 +192,8 @@ def test_any_number_of_workers_and_a_second_run_give_the_same_bytes(scans, tmp_p
         run({**few, "seed": 4}, tmp_path / "one")
 
 
-def test_one_scan_has_bias_and_no_cv(scans, tmp_path):
+def test_one_scan_has_bias_and_no_cv(scans, tmp_path, monkeypatch):
+    monkeypatch.setattr("qsim.evaluation.pages.phantom_figures.svg_uri", lambda *_, **__: "data:,")
     one = {**scans["data"]["scans"], "series": scans["data"]["scans"]["series"][:1], "sigma": None, "mask": "auto"}
     run({**scans, "data": {**scans["data"], "scans": one}}, tmp_path / "study")
     found = table(tmp_path / "study")
@@ -218,6 +248,8 @@ def test_repeats_that_do_not_go_together_are_refused(tmp_path):
         read_scans(Scans(series=(first,), signal="nothing"), "data.scans")
     with pytest.raises(InputError, match=r"^data\.scans\.slices: got \[0, 3\], the scans have slices 0 to 1"):
         read_scans(Scans(series=(first,), slices=(0, 3)), "data.scans")
+    with pytest.raises(InputError, match=r"^data\.scans\.times: InversionTime must be in seconds, got 100 to 2000"):
+        read_scans(Scans(series=(first,), times=(100.0, 400.0, 1000.0, 2000.0)), "data.scans")
     with pytest.raises(InputError, match=r"^data\.scans\.series\[0\]: .*milliseconds"):
         read_scans(Scans(series=(written(tmp_path, "g", times=(100, 400, 1000, 2000)),)), "data.scans")
 
@@ -260,7 +292,7 @@ def test_configs_that_mean_nothing_are_refused(start, change, tmp_path):
 
 
 NOMINAL = {
-    r"data\.nominal: .*none\.csv: cannot be read": "none.csv",
+    r"data\.nominal: none\.csv: cannot be read \(No such file": "none.csv",
     r"data\.nominal: no value for label 2 of": {"T1": {1: 1.0}},
     r"data\.nominal: holds T2, wanted T1": {"T2": {1: 1.0}},
     r"data\.nominal: T1 of label 1 is 1989, wanted seconds above 0; divide by 1000": {"T1": {1: 1989.0}},
@@ -285,6 +317,10 @@ def test_a_table_of_nominal_values(scans, tmp_path):
     plan = make_phantom_plan(config)
     assert [region.nominal for region in plan.regions] == pytest.approx([0.1 * k for k in range(1, 15)])
     assert [region.covered for region in plan.regions] == [False] + [True] * 13
+    with file.open("a", encoding="utf-8") as longer:
+        longer.write("15,1500\n")
+    notes = make_phantom_plan(config).notes
+    assert [note for note in notes if "values of label 15, which data.regions does not hold" in note]
     file.write_text("roi,T1_ms\n1,x\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"^data\.nominal: .*, line 2: got '1' and 'x', wanted a label and a number"):
         make_phantom_plan(config)
@@ -326,6 +362,133 @@ def test_real_scans_agree_with_the_values_of_their_authors(data_folder, tmp_path
         for k in range(1, 11):
             assert abs(value(found, "least-squares", f"region {k}", "bias")) < 0.02, (name, k)
         assert value(found, "least-squares", "covered", "concordance") > 0.99999
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_network_maps_the_twin_and_scans_of_it(scans, tiny_rim, tmp_path):
+    """Its estimates are what it says of each whole slice; regions are covered where its training had times."""
+    entry = {"model": str(tiny_rim)}
+    config = {**without(CONFIG, "covered"), "estimators": [entry], "repeats": 1}
+    plan = make_phantom_plan(PhantomConfig.model_validate(config))
+    found = compute_block(next(iter(plan.blocks)), plan)["0/estimate"]
+    case = twin_case(plan.config.data, 0, plan.samples)
+    images = noisy_images(case.signal, plan.config.data.twin.noise_model, 60.0, 3, 0, 0)
+    network = load_estimator(tiny_rim, plan.model)
+    maps = np.stack([network(images[:, z], 0.65 / 60).kappa[-1].numpy() for z in range(images.shape[1])])
+    np.testing.assert_array_equal(found[0], maps[plan.spheres.inside])
+    # trained from 0.2 to 2 s
+    assert [region.nominal for region in plan.regions if region.covered] == [
+        region.nominal for region in plan.regions if 0.2 <= region.nominal <= 2
+    ]
+    told = {**scans["data"]["scans"], "series": scans["data"]["scans"]["series"][:1]}
+    run({**scans, "estimators": [entry], "data": {**scans["data"], "scans": told}}, tmp_path / "out")
+    own = table(tmp_path / "out")
+    for k in range(1, 15):
+        mean = found[0][plan.spheres.labels[plan.spheres.inside] == k].mean()
+        assert value(own, "rim", f"t1_{k:02d}", "mean") == pytest.approx(mean, rel=1e-3)
+    record = json.loads((tmp_path / "out" / "provenance.json").read_text(encoding="utf-8"))
+    assert list(record["models"]) == ["rim"]
+
+
+def test_a_network_is_told_the_unit_of_the_scanner(scans, tiny_rim, tmp_path):
+    """Images of any brightness: the network sees them as bright as those of its training."""
+    source = nibabel.load(scans["data"]["scans"]["series"][0])
+    kept = np.asarray(source.dataobj)[:, :, 1:3]
+    assert kept.shape == (56, 56, 2, 7)
+    found, notes = {}, {}
+    for factor in (1, 1500, 6000):
+        path = tmp_path / f"{factor}.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(np.float32(factor) * kept, source.affine), path)
+        path.with_name(f"{factor}.json").write_text(json.dumps({"InversionTime": TWIN["model"]["ti"]}))
+        measured = read_scans(Scans(series=(str(path),), sigma=factor * 0.65 / 60), "data.scans")
+        chosen, notes[factor] = fit_methods(
+            choose(
+                PhantomConfig.model_validate({**scans, "estimators": [{"model": str(tiny_rim)}]}).estimators,
+                (),
+                measured.model,
+            ),
+            measured,
+        )
+        found[factor] = map_repeat(measured, 0, chosen[0].estimator).kappa
+    assert notes[1] == ()
+    assert notes[1500][0].startswith("images divided by ")
+    # single precision, through a network
+    np.testing.assert_allclose(found[6000][-1], found[1500][-1], rtol=1e-4)
+    np.testing.assert_allclose(found[6000][0], 4 * found[1500][0], rtol=1e-4, atol=1e-2)
+    # the brightest becomes that of the training, which those of the twin already are nearly
+    np.testing.assert_allclose(np.nanmedian(found[1500][-1]), np.nanmedian(found[1][-1]), rtol=0.2)
+
+
+def signed_by_noise(folder, name, images):
+    """Images (x, y, z, n) as a file."""
+    path = folder / f"{name}.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(images.astype(np.float32), np.eye(4)), path)
+    (folder / f"{name}.json").write_text(json.dumps({"InversionTime": TIMES.tolist()}))
+    return str(path)
+
+
+TIMES = np.array([0.1, 0.3, 0.6, 1.0, 1.6, 2.5])
+
+
+@pytest.fixture(scope="module")
+def recovery():
+    """Signed inversion recovery of T1 from 0.4 to 1.5 s in half of the field, air in the other."""
+    t1 = np.linspace(0.4, 1.5, 200).reshape(20, 10, 1, 1)
+    signal = 1000 * (1 - 2 * np.exp(-TIMES / t1))
+    return np.concatenate((signal, np.zeros_like(signal)))
+
+
+def test_noise_below_zero_is_not_taken_for_inverted_magnetisation(recovery, tmp_path):
+    noise = np.random.default_rng(4).normal(0, 1, recovery.shape)
+    for sigma in (10, 100):
+        path = signed_by_noise(tmp_path, f"magnitude{sigma}", np.abs(recovery) + sigma * noise)
+        measured = read_scans(Scans(series=(path,)), "data.scans")
+        assert not measured.model.signed
+        assert not [note for note in measured.notes if "taken as signed" in note]
+        assert [note for note in measured.notes if "taken for noise around magnitudes (signed: true" in note]
+        path = signed_by_noise(tmp_path, f"signed{sigma}", recovery + sigma * noise)
+        measured = read_scans(Scans(series=(path,)), "data.scans")
+        assert measured.model.signed
+        assert not [note for note in measured.notes if "magnitudes" in note]
+    # closed form: T1 of the noiseless series, had the sign been kept, would not fit
+    path = signed_by_noise(tmp_path, "small", np.abs(recovery) + 2 * noise)
+    measured = read_scans(Scans(series=(path,)), "data.scans")
+    method = choose(["least-squares"], (), measured.model)[0]
+    t1 = map_repeat(measured, 0, method.estimator).kappa[2, 0].numpy().T[:20]
+    np.testing.assert_allclose(t1, np.linspace(0.4, 1.5, 200).reshape(20, 10), rtol=0.05)
+
+
+def test_signs_that_the_values_do_not_tell_must_be_given(recovery, tmp_path):
+    """Late times alone and much noise: neither."""
+    noise = np.random.default_rng(5).normal(0, 1, recovery.shape)
+    path = signed_by_noise(tmp_path, "either", np.abs(recovery) + 350 * noise)
+    with pytest.raises(InputError, match=r"^data\.scans\.signed: missing; .* write signed: true"):
+        read_scans(Scans(series=(path,)), "data.scans")
+    for sign in (True, False):
+        assert read_scans(Scans(series=(path,), signed=sign), "data.scans").model.signed is sign
+    decay = {"signal": "spin_echo", "times": tuple(TIMES)}
+    assert not [note for note in read_scans(Scans(series=(path,), **decay), "data.scans").notes if "signed" in note]
+    with pytest.raises(InputError, match=r"^data\.scans\.signed: does not go with SpinEcho"):
+        read_scans(Scans(series=(path,), signed=True, **decay), "data.scans")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "sign"),
+    [("brain_ir_se_basel", "ir_tse_real.nii.gz", True), ("phantom10_ir_se_arizona", "seir.nii.gz", False)],
+)
+def test_signs_of_real_series(data_folder, name, file, sign):
+    if not (data_folder / name).is_dir():
+        pytest.skip(f"{name} is not among the test data")
+    n = nibabel.load(data_folder / name / file).shape[3]
+    scans = Scans(
+        series=(str(data_folder / name / file),),
+        times=tuple(0.1 * (k + 1) for k in range(n)),
+        signal="inversion_recovery",
+        sigma=1.0,
+    )
+    measured = read_scans(scans, "data.scans")
+    assert measured.model.signed is sign
+    assert not [note for note in measured.notes if "magnitudes" in note]
 
 
 def test_the_study_is_registered():

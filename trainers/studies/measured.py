@@ -1,89 +1,33 @@
-"""A user's own repeated scans, as the studies on phantoms and in vivo take them.
-
-    data:
-      scans:
-        series: [scan1.nii.gz, scan2.nii.gz]    # repeats of one protocol on one object, not moved between them
-        mask: auto
-
-Every repeat is opened as `qsim map` opens it. All must have the same grid, the same place in space and the same
-timings; what differs is refused, naming the repeat. Nothing is registered or resampled here.
-"""
+"""A user's own repeated scans, read and checked, as the studies on phantoms and in vivo take them."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped, UInt8
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from phantoms.series import key_for, model_for, open_series
-from phantoms.series.arrays import split
+from phantoms.series import model_for
 from phantoms.series.base import Series
 from qsim.errors import InputError
-from qsim.estimators.base import Estimate, Estimator, computable
+from qsim.estimators.base import computable
 from qsim.estimators.noise_level import from_repeats
 from qsim.signals.base import SignalModel
 from trainers.map_inputs import MapJob, find_sigma, foreground
 from trainers.map_known import read_known, read_mask, read_volume
-from trainers.network_estimator import NetworkEstimator
-from trainers.studies.methods import Renamed
+from trainers.studies.outputs import sha256_of
+from trainers.studies.repeated_series import FieldOfStudy, Scans, find_sign, open_repeats
 
 # voxels of which sigma is estimated, and that are mapped together
 _VOXELS = 1 << 17
-# of times that count as the same: single precision and rounding to a tenth of a microsecond
-_SAME = 1e-5
 # sigma of one scan and that between repeats that differ by more than this factor are told apart in a note
 _ALIKE = 1.25
-# images up to this factor outside the range of a network's training are still mapped, as `qsim map` does
-_SCALE_MARGIN = 4.0
-
-
-class Scans(BaseModel):
-    """Repeated scans of one object with one protocol.
-
-    Attributes:
-        series: a path for each repeat: NIfTI with its sidecar, a BIDS file or folder, an array of NumPy, MATLAB or
-            HDF5 (`FILE.mat:variable`), as `qsim map` reads them.
-        times: of the images, instead of those of the sidecar [s; degrees with the key FlipAngle].
-        signal: kind of the signal model; None: chosen by the key of the times.
-        key: of the sidecar that holds the times; None: found.
-        mask: NIfTI file on the grid of the scans, `auto` (told from the air by brightness), or None: every voxel.
-        sigma: noise SD [units of the images]; None: estimated.
-        slices: first, and one after the last; None: all.
-        axes: letters (n c z y x) of an array that is not NIfTI.
-        magnitude: take the modulus of complex images.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    series: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
-    times: tuple[float, ...] | None = None
-    signal: str | None = None
-    key: str | None = None
-    mask: Annotated[str, Field(min_length=1)] | None = None
-    sigma: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    slices: tuple[Annotated[int, Field(ge=0, strict=True)], Annotated[int, Field(ge=1, strict=True)]] | None = None
-    axes: str | None = None
-    magnitude: Annotated[bool, Field(strict=True)] = False
-
-    @field_validator("series")
-    @classmethod
-    def _each_once(cls, series: tuple[str, ...]) -> tuple[str, ...]:
-        twice = [path for i, path in enumerate(series) if path in series[:i]]
-        if twice:
-            raise ValueError(f"series: {twice[0]} is given twice; a scan is no repeat of itself")
-        return series
-
-    @field_validator("slices")
-    @classmethod
-    def _ascending(cls, slices: tuple[int, int] | None) -> tuple[int, int] | None:
-        if slices is not None and not slices[0] < slices[1]:
-            raise ValueError(f"slices: got {list(slices)}, wanted the first slice and the one after the last")
-        return slices
+# what the opening of a series says of negative values, which here `find_sign` judges
+_SIGNED = "the series is taken as signed"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +44,7 @@ class Measured:
         sigma_source: how it was found, a sentence.
         names: of the repeats, for reports.
         notes: what was taken for granted, a sentence each.
-        sha256: of every file that was read, by its path.
+        sha256: of every file of images and of the timings, by path.
         known: rows that are not fitted (B1 of a series of flip angles), a map or one number [SI].
         whole: the first repeat as it was read, with all its slices.
         slices: those of `whole` that are here: first, and one after the last.
@@ -141,18 +85,23 @@ def read_scans(scans: Scans, field: str) -> Measured:
         field: where they stand in it, for messages, as `data.scans`.
     Raises: InputError, one line, starting with the field at fault.
     """
-    opened = _open_all(scans, field)
+    opened = open_repeats(scans, field)
     first = opened[0]
-    signed = any(series.signed for series in opened)
-    with _Named(field):
+    with FieldOfStudy(field):
+        model = model_for(first, scans.signal, False)
+    sign_notes: tuple[str, ...] = ()
+    if hasattr(model, "signed"):
+        signed, sign_notes = find_sign(opened, scans, field)
         model = model_for(first, scans.signal, signed)
+    elif scans.signed:
+        raise InputError(f"{field}.signed: does not go with {type(model).__name__}, whose signal is never negative")
     if len(first.volumes) != model.n_images:
         raise InputError(f"{field}.series[0]: holds {len(first.volumes)} images, its signal model {model.n_images}")
     start, end = scans.slices or (0, first.space[0])
     if end > first.space[0]:
         raise InputError(f"{field}.slices: got [{start}, {end}], the scans have slices 0 to {first.space[0] - 1}")
     images = torch.from_numpy(np.stack([series.slab(start, end) for series in opened]))
-    with _Named(field):
+    with FieldOfStudy(field):
         told = read_known(MapJob(Path()), first, model, range(start, end))
     known = {
         name: torch.tensor(value) if isinstance(value, float) else torch.from_numpy(value[start:end].copy())
@@ -168,7 +117,10 @@ def read_scans(scans: Scans, field: str) -> Measured:
         mask = mask & computable(each, mask)
     if not bool(mask.any()):
         raise InputError(f"{field}.mask: no voxel can be mapped: all are left out, zero or not finite")
-    notes = list(dict.fromkeys(note for series in opened for note in series.notes)) + list(told.notes)
+    repeated = dict.fromkeys(note for series in opened for note in series.notes)
+    if not getattr(model, "signed", False):
+        repeated = {note: None for note in repeated if not note.endswith(_SIGNED)}
+    notes = [*repeated, *sign_notes, *told.notes]
     if masked and int(mask.sum()) < asked:
         notes.append(f"{asked - int(mask.sum())} of {asked} voxels cannot be computed in some repeat, and are left out")
     sigma, source, said = _sigma(scans, images, region & mask if masked else region, mask, model, known)
@@ -187,159 +139,16 @@ def read_scans(scans: Scans, field: str) -> Measured:
         sigma_source=source,
         names=tuple(Path(path).name for path in scans.series),
         notes=(*notes, *said),
-        sha256={str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+        sha256={**sha256_of(files), **{f"timings of {series.files[0]}": _timings(series) for series in opened}},
         whole=first,
         slices=(start, end),
         known=known,
     )
 
 
-class Mapped(NamedTuple):
-    """Maps of one repeat. Attributes: kappa: rows of the estimator [SI]; status: one `Status` a voxel."""
-
-    kappa: Float[Tensor, "q z y x"]
-    status: UInt8[Tensor, "z y x"]
-
-
-def map_repeat(
-    measured: Measured, repeat: int, estimator: Estimator, mask: Bool[Tensor, "z y x"] | None = None
-) -> Mapped:
-    """Map one repeat: slice by slice, as `qsim map` does, so that what is common to voxels is so within a slice.
-
-    Args:
-        estimator: of `fit_to_scale`, or any other.
-        mask: voxels to be mapped; None: those of the scans.
-    """
-    return map_volume(
-        measured.images[repeat],
-        estimator,
-        measured.mask if mask is None else mask,
-        sigma=measured.sigma,
-        known=measured.known,
-    )
-
-
-def map_volume(
-    images: Float[Tensor, "n z y x"],
-    estimator: Estimator,
-    mask: Bool[Tensor, "z y x"],
-    sigma: float | None = None,
-    known: Mapping[str, Float[Tensor, "*space_or_none"]] | None = None,
-) -> Mapped:
-    """Map a stack of slices, each by itself; slices without a voxel of the mask are left out."""
-    own = [p.name for p in estimator.parameters]
-    kappa = images.new_full((len(own), *images.shape[1:]), torch.nan)
-    status = torch.full(tuple(images.shape[1:]), 3, dtype=torch.uint8)
-    for z in range(images.shape[1]):
-        if not bool(computable(images[:, z], mask[z]).any()):
-            continue
-        given = {name: value if value.ndim == 0 else value[z] for name, value in (known or {}).items()}
-        # a copy: a method that works in place must not change what the next one sees
-        found: Estimate = estimator(images[:, z].clone(), sigma=sigma, mask=mask[z], known=given or None)
-        kappa[:, z] = found.kappa.detach().cpu().to(kappa.dtype)
-        status[z] = found.status.cpu()
-    return Mapped(kappa, status)
-
-
-def fit_to_scale(estimator: Estimator, measured: Measured) -> tuple[Estimator, str]:
-    """A network told in which unit the scanner counts, as `qsim map` does it; every other method as it is.
-
-    Returns: the estimator, and a note (empty: nothing was changed).
-    """
-    network = estimator.estimator if isinstance(estimator, Renamed) else estimator
-    if not isinstance(network, NetworkEstimator) or network.scale is None:
-        return estimator, ""
-    low, high = network.scale
-    brightest = measured.images[0].amax(0)[measured.mask].double()
-    top = float(np.quantile(brightest.numpy(), 0.99))
-    unit, note = network.images_unit, ""
-    if not low / _SCALE_MARGIN <= top / unit <= high * _SCALE_MARGIN:
-        unit = top / high
-        note = f"images divided by {unit:.4g} for {estimator.name}, so that they are as bright as those of its training"
-    # looked at once, above: a slice at the edge of the object may be dark
-    fitted = replace(network, images_unit=unit, scale=None)
-    return (Renamed(estimator.name, fitted) if isinstance(estimator, Renamed) else fitted), note
-
-
-class _Named:
-    """Messages that start with an option of `qsim map` start with the field of the study instead."""
-
-    def __init__(self, field: str) -> None:
-        self._field = field
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, InputError):
-            option, colon, text = str(error).removeprefix("--").partition(":")
-            if str(error).startswith("--") and colon:
-                raise InputError(f"{self._field}.{option}:{text}") from None
-            raise InputError(f"{self._field}: {error}") from None
-
-
-def _open_all(scans: Scans, field: str) -> tuple[Series, ...]:
-    """Every repeat, compared with the first."""
-    key = scans.key
-    if key is None and scans.signal is not None:
-        with _Named(field):
-            key = key_for(scans.signal)
-    opened: list[Series] = []
-    for i, path in enumerate(scans.series):
-        where = f"{field}.series[{i}]"
-        try:
-            inner, _ = split(Path(path).expanduser())
-            if not inner.exists() and "*" not in path:
-                raise InputError(f"{path}: no such file")
-            series = open_series(
-                Path(path).expanduser(), times=scans.times, key=key, axes=scans.axes, magnitude=scans.magnitude
-            )
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
-        if opened:
-            _alike(where, series, opened[0], scans)
-        if any(series.files == other.files for other in opened) and "*" not in path and ":" not in path:
-            raise InputError(f"{where}: {path}: is the same scan as another of the list; give each repeat once")
-        opened.append(series)
-    return tuple(opened)
-
-
-def _alike(where: str, series: Series, first: Series, scans: Scans) -> None:
-    """Refuse a repeat of another grid, place, or protocol.
-
-    Raises: InputError, starting with the repeat.
-    """
-    name, other = scans.series[int(where.rpartition("[")[2].rstrip("]"))], scans.series[0]
-    if series.space != first.space:
-        raise InputError(
-            f"{where}: {name} has shape {series.space[::-1]} (x, y, z), the first repeat {first.space[::-1]}; "
-            "repeats must have one grid"
-        )
-    if not np.allclose(series.affine, first.affine, rtol=1e-4, atol=1e-2):
-        raise InputError(
-            f"{where}: {name} lies in another place than {other} (their affines differ); resample it first"
-        )
-    if len(series.times) != len(first.times):
-        raise InputError(f"{where}: {name} has {len(series.times)} images, the first repeat {len(first.times)}")
-    if series.key != first.key:
-        raise InputError(f"{where}: {name} comes with {series.key or 'nothing'}, the first repeat with {first.key}")
-    for n, (time, wanted) in enumerate(zip(series.times, first.times, strict=True)):
-        if abs(time - wanted) > _SAME * max(abs(wanted), 1e-3):
-            raise InputError(
-                f"{where}: {name}: {series.key or 'time'} of image {n} is {time:.6g}, of the first repeat "
-                f"{wanted:.6g}; repeats are of one protocol"
-            )
-    for key in sorted(set(series.protocol) | set(first.protocol)):
-        own, theirs = series.protocol.get(key), first.protocol.get(key)
-        if own is None or theirs is None or abs(own - theirs) > 1e-3 * abs(theirs):
-            raise InputError(
-                f"{where}: {name}: {key} is {_said(own)}, of the first repeat {_said(theirs)}; "
-                "repeats are of one protocol"
-            )
-
-
-def _said(number: float | None) -> str:
-    return "missing" if number is None else f"{number:.6g}"
+def _timings(series: Series) -> str:
+    """sha256 of what sidecars say: the same images with other times are another measurement."""
+    return hashlib.sha256(json.dumps([series.key, series.times, dict(series.protocol)]).encode()).hexdigest()
 
 
 def _region(scans: Scans, field: str, series: Series, slices: tuple[int, int]) -> tuple[Bool[Tensor, "z y x"], bool]:
@@ -413,4 +222,4 @@ def _sigma(
     return sigma, source, notes
 
 
-__all__ = ["Mapped", "Measured", "Scans", "fit_to_scale", "map_repeat", "map_volume", "read_scans"]
+__all__ = ["Measured", "Scans", "read_scans"]

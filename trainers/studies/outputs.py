@@ -1,9 +1,10 @@
 """What every study writes, and how: whole or not at all, into a folder of its own, with where the numbers come from."""
 
+import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +38,7 @@ def claim(out: Path, digest: str, provenance: Mapping[str, Any]) -> None:
             raise InputError(f"{record}: not readable; take another --out, or remove the folder") from None
         if found != digest:
             raise InputError(
-                f"{out}: holds a study of another config, other weights or another version of qsim; take another "
+                f"{out}: holds a study of another config, scans, weights or version of qsim; take another "
                 "--out, or remove the folder"
             )
         return
@@ -99,6 +100,11 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def sha256_of(files: Iterable[Path]) -> dict[str, str]:
+    """Of every file that was read, by its path."""
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def json_text(content: Mapping[str, Any]) -> str:

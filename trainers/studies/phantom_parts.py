@@ -1,9 +1,8 @@
 """What a `phantom` study is of: a digital twin, or a user's scans with regions and nominal values."""
 
 import csv
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from math import isfinite
 from pathlib import Path
@@ -24,6 +23,7 @@ from qsim.errors import InputError
 from qsim.evaluation.study import Case
 from qsim.system_phantom import WATER, nominal, sphere_names
 from trainers.studies.measured import Measured, Scans, read_scans
+from trainers.studies.outputs import sha256_of
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 # a longer relaxation time is one in milliseconds [s]
@@ -84,7 +84,6 @@ class PhantomData(BaseModel):
         scans: repeated scans.
         regions: NIfTI image of labels on the grid of the scans; label k is sphere or tube k, 0 is none.
         nominal: true values of the labels.
-        files: sha256 of the files that were read; the study writes them here, and refuses others if they are given.
     """
 
     model_config = _FROZEN
@@ -93,7 +92,6 @@ class PhantomData(BaseModel):
     scans: Scans | None = None
     regions: Annotated[str, Field(min_length=1)] | None = None
     nominal: Nominal | None = None
-    files: dict[str, str] = {}
 
 
 def filled_in(given: Any) -> Any:
@@ -126,7 +124,7 @@ def check_data(data: PhantomData) -> None:
         if missing:
             raise ValueError(f"data.{missing[0]}: missing; scans need regions (a label image) and nominal values")
         return
-    given = [key for key in ("regions", "nominal", "files") if getattr(data, key)]
+    given = [key for key in ("regions", "nominal") if getattr(data, key)]
     if given:
         raise ValueError(f"data.{given[0]}: does not go with twin, whose regions and values are known")
     twin = data.twin
@@ -214,13 +212,16 @@ def read_measured(data: PhantomData, parameter_of: str | None) -> tuple[Measured
     assert data.nominal is not None
     measured = read_scans(data.scans, "data.scans")
     parameter = parameter_of or relaxation_time([p.name for p in measured.model.parameters])
-    spheres = _spheres(measured, data.regions, values_of(data.nominal, parameter), data.nominal)
-    read = [Path(data.regions), *([Path(data.nominal.path)] if isinstance(data.nominal, NominalCsv) else [])]
-    files = {**measured.sha256, **{str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in read}}
-    for file, digest in data.files.items():
-        if files.get(file) != digest:
-            raise InputError(f"data.files: {file} is not the file that this config was written for (sha256 differs)")
-    return measured, spheres, parameter, files
+    values = values_of(data.nominal, parameter)
+    spheres = _spheres(measured, data.regions, values, data.nominal)
+    absent = [str(label) for label in values if label not in spheres.nominal]
+    if absent and not isinstance(data.nominal, NominalPhantom):
+        note = f"data.nominal has values of label {', '.join(absent)}, which data.regions does not hold in these slices"
+        measured = replace(measured, notes=(*measured.notes, note))
+    read = [Path(data.regions).expanduser()]
+    if isinstance(data.nominal, NominalCsv):
+        read.append(Path(data.nominal.path).expanduser())
+    return measured, spheres, parameter, {**measured.sha256, **sha256_of(read)}
 
 
 def relaxation_time(rows: Sequence[str]) -> str:
@@ -269,7 +270,9 @@ def _from_csv(told: NominalCsv, parameter: str) -> dict[int, float]:
     file = Path(told.path).expanduser()
     try:
         lines = list(csv.DictReader(StringIO(file.read_text(encoding="utf-8-sig"))))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise InputError(f"data.nominal: {told.path}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"data.nominal: {told.path}: cannot be read as a table ({error})") from None
     value = told.value or parameter
     found: dict[int, float] = {}

@@ -14,11 +14,13 @@ from trainers.studies.evaluate import StudyConfig, run_study
 from trainers.studies.generalisation import GeneralisationConfig, run_generalisation
 from trainers.studies.grid import GridConfig, run_grid
 from trainers.studies.mismatch import MismatchConfig, run_mismatch
-from trainers.studies.phantom import PhantomConfig, run_phantom
+from trainers.studies.phantom import run_phantom
+from trainers.studies.phantom_config import PhantomConfig
 from trainers.studies.prep_robustness import PrepRobustnessConfig, run_prep_robustness
 from trainers.studies.readout_bias import ReadoutBiasConfig, run_readout_bias
 from trainers.studies.run_time import RunTimeConfig, run_run_time
-from trainers.studies.test_retest import RetestConfig, run_test_retest
+from trainers.studies.test_retest import run_test_retest
+from trainers.studies.test_retest_config import RetestConfig
 from trainers.studies.uncertainty import UncertaintyConfig, run_uncertainty
 
 

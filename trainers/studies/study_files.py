@@ -181,24 +181,32 @@ def contenders(
     return tuple(Contender(each.name, each.estimator, each.told) for each in chosen), chosen
 
 
-def digest_of(config: RootConfig, chosen: Sequence[Chosen] = ()) -> str:
-    """sha256 of all that decides the numbers: config, weights, the user's own methods, version of the package."""
+def digest_of(config: RootConfig, chosen: Sequence[Chosen] = (), files: Mapping[str, str] | None = None) -> str:
+    """sha256 of all that decides the numbers: config, weights, the user's own methods, scans, version of the package.
+
+    Args:
+        files: sha256 of every file of scans, by its path.
+    """
     content = {
         "version": [version("qsim"), _VERSION],
         "config": config.model_dump(mode="json"),
         "models": {each.name: dict(each.weights.sha256) for each in chosen if each.weights},
         "own": [dict(each.source) for each in chosen if each.source],
     }
+    if files:
+        content["files"] = dict(files)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def open_files(config: RootConfig, chosen: Sequence[Chosen], out: Path) -> str:
+def open_files(config: RootConfig, chosen: Sequence[Chosen], out: Path, files: Mapping[str, str] | None = None) -> str:
     """Claim the folder of a study; returns its digest.
 
+    Args:
+        files: sha256 of every file of scans, by its path.
     Raises: InputError if it holds something else.
     """
-    digest = digest_of(config, chosen)
-    claim(out, digest, _provenance(config, chosen, digest, complete=False))
+    digest = digest_of(config, chosen, files)
+    claim(out, digest, _provenance(config, chosen, digest, files, complete=False))
     return digest
 
 
@@ -209,14 +217,16 @@ def write_files(
     rows: Iterable[Row],
     grid: tuple[Sequence[str], Iterable[Sequence[str | float | int]]] | None,
     page: Page,
+    files: Mapping[str, str] | None = None,
 ) -> Path:
     """Write results.csv, grid.csv, report.html and, last, the provenance; returns the path of the page.
 
     Args:
         grid: header and lines of grid.csv; None: the study has none.
         page: without config, versions and digest, which are filled in here.
+        files: sha256 of every file of scans, by its path.
     """
-    digest = digest_of(config, chosen)
+    digest = digest_of(config, chosen, files)
     replace_file(out / "results.csv", csv_text(rows))
     if grid is not None:
         replace_file(out / "grid.csv", _csv(*grid))
@@ -228,11 +238,13 @@ def write_files(
             about[each.name] = ", ".join(f"{key} {text}" for key, text in each.source.items())
     text = yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False, width=100)
     write_page(out / "report.html", replace(page, versions=about, config=text, digest=digest))
-    replace_file(out / "provenance.json", json_text(_provenance(config, chosen, digest, complete=True)))
+    replace_file(out / "provenance.json", json_text(_provenance(config, chosen, digest, files, complete=True)))
     return out / "report.html"
 
 
-def _provenance(config: RootConfig, chosen: Sequence[Chosen], digest: str, *, complete: bool) -> dict[str, Any]:
+def _provenance(
+    config: RootConfig, chosen: Sequence[Chosen], digest: str, files: Mapping[str, str] | None, *, complete: bool
+) -> dict[str, Any]:
     return {
         "complete": complete,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -243,6 +255,7 @@ def _provenance(config: RootConfig, chosen: Sequence[Chosen], digest: str, *, co
         "told": {each.name: list(each.told) for each in chosen if each.told},
         "versions": versions(),
         "git": commit(),
+        **({"files": dict(files)} if files else {}),
     }
 
 

@@ -1,7 +1,5 @@
 """Where the repeats of a `test_retest` study come from: a digital twin, or scans; and what the methods make of them."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
@@ -12,16 +10,14 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from generators.sample import scene
 from qsim.errors import InputError
 from qsim.evaluation.blocks import Arrays
-from qsim.evaluation.repeatability import voxel_cv
 from qsim.evaluation.studies.test_retest_table import EVERYWHERE, Repeats
 from qsim.evaluation.study import PURE, Case, Design, noisy_images, relative_bounds, rows_by_name, told
 from qsim.kspace.noise import sigma_of
 from qsim.signals.base import SignalModel
-from trainers.studies.measured import Measured, fit_to_scale, map_repeat
+from trainers.studies.measured import Measured
+from trainers.studies.measured_maps import map_repeat
 from trainers.studies.methods import Chosen
 from trainers.studies.study_plan import Plan
-
-__all__ = ["Object", "ScanSource", "TwinSource", "read_labels", "voxel_cv"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +61,9 @@ class TwinSource:
         return self.plan.methods
 
     @property
-    def digest(self) -> str:
-        return self.plan.digest
+    def files(self) -> Mapping[str, str]:
+        """None is read."""
+        return {}
 
     @property
     def keys(self) -> list[str]:
@@ -152,6 +149,7 @@ class ScanSource:
         methods: fitted to the unit of the scans.
         parameter: the relaxation time that the study is about.
         notes: a sentence each.
+        files: sha256 of all that was read, by path.
     """
 
     measured: Measured
@@ -160,12 +158,7 @@ class ScanSource:
     methods: tuple[Chosen, ...]
     parameter: str
     notes: tuple[str, ...]
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the files."""
-        labels = "" if self.labels is None else hashlib.sha256(self.labels.tobytes()).hexdigest()
-        return hashlib.sha256(json.dumps([dict(self.measured.sha256), labels], sort_keys=True).encode()).hexdigest()
+    files: Mapping[str, str]
 
     @property
     def keys(self) -> list[str]:
@@ -207,18 +200,6 @@ class ScanSource:
                 bounds={},
             )
         ]
-
-
-def fitted(chosen: Sequence[Chosen], measured: Measured) -> tuple[tuple[Chosen, ...], tuple[str, ...]]:
-    """The methods, networks told the unit of the scanner; and notes."""
-    from dataclasses import replace
-
-    found, notes = [], []
-    for each in chosen:
-        estimator, note = fit_to_scale(each.estimator, measured)
-        found.append(replace(each, estimator=estimator))
-        notes += [note] if note else []
-    return tuple(found), tuple(notes)
 
 
 def read_labels(

@@ -1,7 +1,5 @@
 """The page of a `test_retest` study: how well repeats agree, whether at the price of bias or of sharp boundaries."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import exp, isfinite
 
 import numpy as np
@@ -12,137 +10,13 @@ from qsim.evaluation.pages.content import plain, title
 from qsim.evaluation.pages.heat_report import Block, Grid, Heading, Picture, Section, Text, Words
 from qsim.evaluation.pages.sharpness_figures import examples_figure, profiles_figure, widths_figure
 from qsim.evaluation.pages.summary import number
+from qsim.evaluation.pages.test_retest_content import Retest, p_value
 from qsim.evaluation.pages.test_retest_figures import agreement_figure, bland_altman_figure, map_figure, slice_of
 from qsim.evaluation.pages.test_retest_paper import beside_the_paper
 from qsim.evaluation.repeatability import expected_cv
 from qsim.evaluation.studies.boundary_sharpness import TRUTH, Sharp
-from qsim.evaluation.studies.test_retest_table import EVERYWHERE, Found, Repeats
+from qsim.evaluation.studies.test_retest_table import EVERYWHERE, Repeats
 from qsim.evaluation.table import Row
-
-# a within-subject CV under this share of the bound is none of an unbiased method
-_BELOW = 0.95
-_LEVEL = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Retest:
-    """All that the page is made from.
-
-    Attributes:
-        parameter, symbol: the relaxation time, and how it is printed (mathtext).
-        methods: in the order of the tables.
-        networks: those that are networks.
-        reference: method that agreement is drawn against.
-        repeats: scans of each object.
-        settings: maps, by draw and SNR.
-        found: the figures.
-        sharp: of the boundary, by SNR; empty if it was not measured.
-        boundary: tissues on either side of it.
-        no_sharpness: why it was not measured.
-        bound_of: bound that each method is held against; empty without truth.
-    """
-
-    parameter: str
-    symbol: str
-    methods: Sequence[str]
-    networks: Sequence[str]
-    reference: str
-    repeats: int
-    settings: Sequence[Repeats]
-    found: Found
-    sharp: Sequence[Sharp]
-    boundary: tuple[str, str]
-    no_sharpness: str
-    bound_of: Mapping[str, str]
-
-    @property
-    def firsts(self) -> list[Repeats]:
-        """The first draw at each SNR."""
-        firsts: dict[str, Repeats] = {}
-        for setting in self.settings:
-            firsts.setdefault(f"{setting.snr:g}", setting)
-        return list(firsts.values())
-
-    @property
-    def twin(self) -> bool:
-        """Whether the truth is known."""
-        return self.settings[0].truth is not None
-
-    @property
-    def regions(self) -> list[str]:
-        """Those with voxels, all of them together first."""
-        return [name for name in self.settings[0].regions if any(s.regions[name].any() for s in self.settings)]
-
-
-def lead(about: Retest) -> list[Words]:
-    """Who repeats best at each SNR, whether below the bound, with what bias, and what the boundary says."""
-    sentences: list[Words] = []
-    if not about.twin:
-        sentences.append(
-            "No truth is known here: a small CV may be a repeated bias. A twin of the protocol shows which."
-        )
-    for setting in about.firsts:
-        snr, value = setting.snr, about.found.value
-        cv = {m: value(m, EVERYWHERE, snr, "within_cv") for m in about.methods}
-        known = {m: v for m, v in cv.items() if isfinite(v)}
-        if not known:
-            sentences.append("No method has a value in every repeat.")
-            continue
-        best = min(known, key=lambda m: known[m])
-        where = f"At SNR {snr:g} " if isfinite(snr) else ""
-        text = Markup("{}<b>{}</b> repeats best: within-subject CV {} % over all voxels ({}).").format(
-            where, best, number(known[best]), "; ".join(f"{m} {number(v)} %" for m, v in known.items() if m != best)
-        )
-        below = [(m, r) for m in about.methods for r in about.regions if r != EVERYWHERE and _below(about, m, r, snr)]
-        if below:
-            said = "; ".join(
-                f"{m} in {title(r) if title(r).isupper() else title(r).lower()}: CV "
-                f"{number(value(m, r, snr, 'within_cv'))} % against {number(_bound(about, m, r, snr))} %, "
-                f"RMSE {number(value(m, r, snr, 'rmse'))} %"
-                for m, r in below
-            )
-            text += Markup(
-                " Below the bound of an unbiased method: {}. That is prior or smoothing: they repeat their own bias, "
-                "which no CV shows."
-            ).format(said)
-        sentences.append(text)
-        sharp = next((s for s in about.sharp if f"{s.snr:g}" == f"{snr:g}"), None)
-        if sharp is not None:
-            sentences.append(_verdict(about, sharp))
-    return sentences
-
-
-def _bound(about: Retest, method: str, region: str, snr: float) -> float:
-    name = about.bound_of.get(method)
-    return about.found.value(f"bound-{name}", region, snr, "bound_within_cv")
-
-
-def _below(about: Retest, method: str, region: str, snr: float) -> bool:
-    bound = _bound(about, method, region, snr)
-    return isfinite(bound) and about.found.value(method, region, snr, "within_cv") < _BELOW * bound
-
-
-def _verdict(about: Retest, sharp: Sharp) -> str:
-    differing = [t for t in sharp.tests if t.p_holm < _LEVEL]
-    where = f"{title(about.boundary[0])}/{title(about.boundary[1]).lower()} boundary"
-    if not sharp.tests:
-        return f"{where}: one method, nothing to compare."
-    if not differing:
-        n = [t.n for t in sharp.tests]
-        return (
-            f"{where}, {min(n)} to {max(n)} paired profiles: no method is sharper or more blurred than the one it is "
-            "compared with (paired t-test, Holm, p ≥ 0.05)."
-        )
-    said = "; ".join(
-        f"{t.first} {'wider' if t.difference > 0 else 'narrower'} than {t.second} by a factor "
-        f"{number(exp(abs(t.difference)), 3)} (p {_p(t.p_holm)}, {t.n} profiles)"
-        for t in differing
-    )
-    return f"{where}: {said}; paired t-test on log widths, Holm."
-
-
-def _p(p: float) -> str:
-    return "–" if not isfinite(p) else "< 0.001" if p < 0.001 else f"= {p:.2g}"
 
 
 def sections(about: Retest) -> list[Section]:
@@ -155,10 +29,10 @@ def sections(about: Retest) -> list[Section]:
         if sharp is not None:
             at = f", SNR {setting.snr:g}" if isfinite(setting.snr) else ""
             parts.append(
-                Section(f"Sharpness of the {'/'.join(about.boundary)} boundary{at}", _sharpness(about, setting, sharp))
+                Section(f"Sharpness of the {about.sides.lower()} boundary{at}", _sharpness(about, setting, sharp))
             )
     if not about.sharp:
-        parts.append(Section("Sharpness", [Text(f"The {'/'.join(about.boundary)} boundary: {about.no_sharpness}.")]))
+        parts.append(Section("Sharpness", [Text(f"The {about.sides.lower()} boundary: {about.no_sharpness}.")]))
     parts.append(Section("Beside the paper", beside_the_paper(
         about.found, [s.snr for s in about.firsts], about.methods, about.networks, about.reference, about.parameter,
         twin=about.twin,
@@ -206,10 +80,10 @@ def _reading(about: Retest) -> str:
         "RC: two scans of a voxel differ by less in 95 % of cases. ICC(A,1): share of the variance that is between "
         "voxels; small within a tissue that hardly varies, however well it repeats. Intervals are 95 %: "
     )
-    several = len({s.draw for s in about.settings}) > 1
+    draws = len({s.draw for s in about.settings})
     text += (
-        "over draws."
-        if several
+        f"over {draws} draws" + (", wide because these are few." if draws < 6 else ".")
+        if draws > 1
         else "voxels taken as independent, too narrow where a method or the images mix neighbours."
     )
     if about.twin:
@@ -248,7 +122,7 @@ def _table(about: Retest, snr: float) -> Grid:
             cells: list[Words] = [_region(region), method, str(row("within_cv").n) if row("within_cv") else "–"]  # type: ignore[union-attr]
             cells += [value("cv_median"), value("cv_mean"), ranged("within_cv")]
             if about.twin:
-                cells.append(number(_bound(about, method, region, snr)))
+                cells.append(number(about.bound(method, region, snr)))
             cells += [ranged("repeatability_coefficient", 1e3), ranged("icc", 1.0, 3), ranged("difference", 1e3)]
             cells.append(f"{value('limit_low', 1e3)} to {value('limit_high', 1e3)}")
             if about.twin:
@@ -324,16 +198,17 @@ def _sharpness(about: Retest, setting: Repeats, sharp: Sharp) -> list[Block]:
     ]
     lines: list[list[Words]] = []
     for test, slope in zip(sharp.tests, sharp.slopes, strict=True):
-        ratio = [number(exp(v), 3) for v in (test.difference, test.low, test.high)]
+        ratio, least, most = (number(exp(v), 3) for v in (test.difference, test.low, test.high))
+        interval = Markup("{}<small>{} to {}</small>").format(ratio, least, most)
         lines.append(
             [
                 f"{test.first} / {test.second}",
                 str(test.n),
-                Markup("{}<small>{} to {}</small>").format(*ratio),
-                _p(test.p).removeprefix("= "),
-                _p(test.p_holm).removeprefix("= "),
+                interval if isfinite(test.low) else ratio,
+                p_value(test.p).removeprefix("= "),
+                p_value(test.p_holm).removeprefix("= "),
                 number(slope.difference),
-                _p(slope.p).removeprefix("= "),
+                p_value(slope.p).removeprefix("= "),
             ]
         )
     widths = [
@@ -372,46 +247,3 @@ def _sharpness(about: Retest, setting: Repeats, sharp: Sharp) -> list[Block]:
 
 def _median(values: np.ndarray) -> float:
     return float(np.median(values)) if values.size else float("nan")
-
-
-def methods_text(about: Retest) -> list[tuple[str, str]]:
-    """Equations and sources."""
-    return [
-        ("CV", "100 SD / mean over the scans of a voxel, SD with C − 1 in the denominator (sabidussi2021, Eq. 8)."),
-        (
-            "wSD, RC",
-            "wSD² = mean of the variances over voxels; RC = 1.96 √2 wSD (Bland and Altman 1996, "
-            "doi:10.1136/bmj.312.7047.1654). Chi-square intervals with Satterthwaite's degrees of freedom.",
-        ),
-        (
-            "wCV",
-            "root of the mean over voxels of (SD / mean)²; results.csv has the logarithmic form as well, "
-            "√(exp(mean variance of ln) − 1).",
-        ),
-        (
-            "limits of agreement",
-            "mean difference ∓ 1.96 SD, with intervals (Bland and Altman 1999, doi:10.1177/096228029900800204).",
-        ),
-        (
-            "ICC",
-            "ICC(A,1): two-way random, absolute agreement, single scan (McGraw and Wong 1996, "
-            "doi:10.1037/1082-989X.1.1.30).",
-        ),
-        ("concordance", "Lin 1989, doi:10.2307/2532051."),
-        *(
-            [
-                (
-                    "sharpness",
-                    "v(s) = inside + (outside − inside) / (1 + exp(−ν (s − s₀))), least squares; 10 to 90 % width "
-                    "2 ln 9 / ν; cubic interpolation (the paper: linear, which adds width). Paired t-test of log "
-                    "widths, Holm.",
-                )
-            ]
-            if about.sharp
-            else []
-        ),
-        ("source", "sabidussi2021, section 5.3, Figs. 5 to 8."),
-    ]
-
-
-__all__ = ["Retest", "lead", "methods_text", "sections"]
