@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from phantoms.series.base import Series
 from qsim.signals import InversionRecovery
-from trainers import mapping
-from trainers.map_inputs import MapJob
+from trainers.mapping import series as mapping
+from trainers.mapping.inputs import MapJob
 
 TI = (0.05, 0.1, 0.2, 0.5, 2.0, 4.0)
 

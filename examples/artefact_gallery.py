@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from phantoms.base import as_fractions
-from phantoms.mni import MNI
+from phantoms.brains.mni import MNI
 from qsim.kspace import (
     Artefact,
     BiasField,

@@ -15,8 +15,8 @@ from generators.config import GeneratorConfig, RootConfig
 from generators.fitting import complete_tissues
 from generators.reading import read_config, read_yaml
 from phantoms import MNI
+from phantoms.brains.mni import TISSUES as MNI_TISSUES
 from phantoms.fields import ChemicalShift
-from phantoms.mni import TISSUES as MNI_TISSUES
 from qsim import distributions
 from qsim.errors import InputError
 from qsim.information import Bound, crb, crb_of_equal_voxels

@@ -23,8 +23,8 @@ from generators.before_after import picture
 from generators.corrupt_config import CorruptConfig, Job
 from generators.too_strong import computed, require_finite
 from generators.unmeasured import effective, merged, noise_notes
-from phantoms.images import Scan, ScanFile
-from phantoms.raw import open_scan, suffix_of
+from phantoms.files.images import Scan, ScanFile
+from phantoms.files.raw import open_scan, suffix_of
 from qsim import __version__
 from qsim.distributions import Streams
 from qsim.errors import InputError

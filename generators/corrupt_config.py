@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from generators.config import RootConfig, Seed, _union
-from phantoms.raw import suffix_of
+from phantoms.files.raw import suffix_of
 from qsim.kspace import ARTEFACTS
 from qsim.kspace.artefacts.base import Artefact
 from qsim.kspace.chain import check_order

@@ -13,8 +13,8 @@ from pydantic_core import ErrorDetails
 
 from phantoms import ANATOMIES, PHANTOMS, WithStructures
 from phantoms.fields import FIELDS
-from phantoms.geometry import SHAPES
-from phantoms.structures import STRUCTURES
+from phantoms.shapes.geometry import SHAPES
+from phantoms.shapes.structures import STRUCTURES
 from qsim.distributions import DISTRIBUTIONS
 from qsim.errors import InputError
 from qsim.kspace import ARTEFACTS

@@ -7,13 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from phantoms.brainweb import BrainWeb as BrainWeb
-    from phantoms.fuzzy import FuzzyBrain as FuzzyBrain
-    from phantoms.geometry import Geometry as Geometry
+    from phantoms.brains.brainweb import BrainWeb as BrainWeb
+    from phantoms.brains.fuzzy import FuzzyBrain as FuzzyBrain
+    from phantoms.brains.mni import MNI as MNI
     from phantoms.heart import Heart as Heart
-    from phantoms.lesions import WithStructures as WithStructures
     from phantoms.liver import Liver as Liver
-    from phantoms.mni import MNI as MNI
+    from phantoms.shapes.geometry import Geometry as Geometry
+    from phantoms.shapes.lesions import WithStructures as WithStructures
     from phantoms.system_phantom import SystemPhantom as SystemPhantom
 
     ANATOMIES = (MNI, BrainWeb, FuzzyBrain, Geometry, SystemPhantom, Heart, Liver)
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 # phantoms that stand by themselves, by their modules; and those that hold one of them
 _ANATOMIES = {
-    "MNI": "phantoms.mni",
-    "BrainWeb": "phantoms.brainweb",
-    "FuzzyBrain": "phantoms.fuzzy",
-    "Geometry": "phantoms.geometry",
+    "MNI": "phantoms.brains.mni",
+    "BrainWeb": "phantoms.brains.brainweb",
+    "FuzzyBrain": "phantoms.brains.fuzzy",
+    "Geometry": "phantoms.shapes.geometry",
     "SystemPhantom": "phantoms.system_phantom",
     "Heart": "phantoms.heart",
     "Liver": "phantoms.liver",
 }
-_HOLDERS = {"WithStructures": "phantoms.lesions"}
+_HOLDERS = {"WithStructures": "phantoms.shapes.lesions"}
 
 
 def __getattr__(name: str) -> object:

@@ -8,12 +8,12 @@ import typer
 
 if TYPE_CHECKING:
     from phantoms.base import Split
-    from phantoms.brainweb import BrainWeb
-    from phantoms.geometry import Geometry
+    from phantoms.brains.brainweb import BrainWeb
+    from phantoms.brains.label_schemes import Scheme
+    from phantoms.brains.mni import MNI
     from phantoms.heart import Heart
-    from phantoms.label_schemes import Scheme
     from phantoms.liver import Liver
-    from phantoms.mni import MNI
+    from phantoms.shapes.geometry import Geometry
     from phantoms.system_phantom import SystemPhantom
     from phantoms.system_phantom.spec import Arrays
 
@@ -53,7 +53,7 @@ def phantom(
 
     Raises: InputError if NAME is unknown or unreadable, or OUT exists.
     """
-    from phantoms.export import write
+    from phantoms.files.export import write
     from qsim.errors import InputError
 
     if split not in ("train", "test"):
@@ -72,10 +72,10 @@ def _spec(
 ) -> "MNI | Geometry | SystemPhantom | Liver | Heart | BrainWeb":
     """Return the phantom that NAME means."""
     from phantoms import MNI, BrainWeb, Geometry, Heart, Liver, SystemPhantom
-    from phantoms.blocks import check_block
-    from phantoms.geometry import Ball, Box
-    from phantoms.heart.spec import clinical_t1, preclinical_t1rho
-    from phantoms.label_schemes import LABEL_SCHEMES
+    from phantoms.brains.blocks import check_block
+    from phantoms.brains.label_schemes import LABEL_SCHEMES
+    from phantoms.heart import clinical_t1, preclinical_t1rho
+    from phantoms.shapes.geometry import Ball, Box
     from qsim.errors import InputError
 
     # few subjects: all of a split are drawn to write one

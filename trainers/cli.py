@@ -139,7 +139,7 @@ def map_(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Map a measured series: T1, T2, T2* or T1rho as BIDS derivatives, with status and a picture."""
-    from trainers.map_command import MapWords, run
+    from trainers.mapping.command import MapWords, run
 
     words = MapWords(
         method=method,

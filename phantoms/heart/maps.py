@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from phantoms.brains.label_files import find_files, read_labels
 from phantoms.heart.subject import Subject
 from phantoms.heart.ventricles import ANGLES, Edges, Plane
-from phantoms.label_files import find_files, read_labels
 from qsim.errors import InputError
 
 FIELD = "phantom.labels"

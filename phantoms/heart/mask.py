@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from phantoms.base import VolumePhantom, as_fractions
-from phantoms.export import labels_of
+from phantoms.files.export import labels_of
 from qsim.errors import InputError
 
 

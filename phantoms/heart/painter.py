@@ -3,10 +3,10 @@
 import numpy as np
 from jaxtyping import Float
 
+from phantoms.drawn.outlines import ellipse
+from phantoms.drawn.painting import covered, paint, strip
 from phantoms.heart.subject import TISSUES, Subject
 from phantoms.heart.ventricles import ANGLES, Edges, Plane
-from phantoms.outlines import ellipse
-from phantoms.painting import covered, paint, strip
 
 
 def paint_heart(

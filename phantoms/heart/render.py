@@ -9,12 +9,12 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
+from phantoms.drawn.painting import grid, paint, planes
 from phantoms.heart.maps import HeartMaps
 from phantoms.heart.painter import paint_heart
 from phantoms.heart.subject import TISSUES, Subject
 from phantoms.heart.surroundings import Surroundings, surround
 from phantoms.heart.ventricles import Edges, Plane, drawn_edges
-from phantoms.painting import grid, paint, planes
 
 # from the middle of the left cavity to where the last of the heart's fat ends, beyond both ventricles [mm]
 _BEYOND_MM = 30.0

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from phantoms.base import Split
-from phantoms.cohort import Cohort, check_cohort, image_affine
+from phantoms.drawn.cohort import Cohort, check_cohort, image_affine
 from phantoms.heart.maps import HeartMaps, label_files
 from phantoms.heart.mask import HeartVolumes
 from phantoms.heart.render import render

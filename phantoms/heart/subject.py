@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from phantoms.cohort import subject_rng
+from phantoms.drawn.cohort import subject_rng
 from qsim.distributions import AnyDistribution, Normal, Truncated, draw
 
 TISSUES = (

@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from phantoms.drawn.outlines import ellipse
+from phantoms.drawn.painting import covered, ellipse_region, frame_of, strip
 from phantoms.heart.subject import Subject
 from phantoms.heart.ventricles import Plane
-from phantoms.outlines import ellipse
-from phantoms.painting import covered, ellipse_region, frame_of, strip
 
 Surroundings = Literal["human", "swine"]
 Region = tuple[str | None, Plane]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from phantoms.drawn.outlines import Star
 from phantoms.heart.subject import Subject
-from phantoms.outlines import Star
 
 Plane = Float[np.ndarray, "y x"]
 ANGLES = np.linspace(-np.pi, np.pi, 360, endpoint=False)

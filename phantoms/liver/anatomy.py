@@ -7,12 +7,12 @@ thickness that depends on the angle. Organs are outlines through control points,
 import numpy as np
 from jaxtyping import Float
 
+from phantoms.drawn.painting import Canvas, Frame, Region, ellipse_region
 from phantoms.liver.lesions import Lesion
 from phantoms.liver.numbers import BETWEEN_MM, CAPSULE_MM, FISSURE, OVER_VESSELS_MM
 from phantoms.liver.plane import ANGLES, Plane, cut
 from phantoms.liver.raster import Near, Tubes, near_polygon, tubes_region
 from phantoms.liver.subject import PARTS
-from phantoms.painting import Canvas, Frame, Region, ellipse_region
 
 
 def paint_plane(

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from phantoms.drawn.outlines import polygon_distance
 from phantoms.liver.plane import Plane
 from phantoms.liver.subject import Subject
-from phantoms.outlines import polygon_distance
 
 # free parenchyma around a lesion [mm], and how many places are tried
 _AROUND_MM, _TRIES = 4.0, 400

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from phantoms.drawn.outlines import curve
 from phantoms.liver import numbers as table
 from phantoms.liver.raster import Tubes
 from phantoms.liver.subject import Subject
-from phantoms.outlines import curve
 
 ANGLES = np.linspace(0, 2 * np.pi, 144, endpoint=False)
 # points of an outline per control point

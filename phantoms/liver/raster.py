@@ -4,8 +4,8 @@ A polygon's distance is exact within `reach` of its edge and +-reach beyond it: 
 distance of the few voxels around it, the even-odd rule along the rows the sign.
 
 A tube is the set within r of a segment in space; the plane cuts it in a section of half widths r and r / u, u the
-cosine between tube and slice axis, drawn as `phantoms.painting` has it. Of the distance R from the middle line, s lies
-across the section and sqrt(R^2 - s^2) / u along it.
+cosine between tube and slice axis, drawn as `phantoms.drawn.painting` has it. Of the distance R from the middle line, s
+lies across the section and sqrt(R^2 - s^2) / u along it.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from phantoms.painting import Box, Frame, Region, covered, inwards, thin, thin_below
+from phantoms.drawn.painting import Box, Frame, Region, covered, inwards, thin, thin_below
 
 # of cosines [1]
 _LEAST = 0.05

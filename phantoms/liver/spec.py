@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from phantoms.base import Split, VolumePhantom, check_slice_axis, slice_first
-from phantoms.cohort import Cohort, check_cohort, image_affine, subject_rng
+from phantoms.drawn.cohort import Cohort, check_cohort, image_affine, subject_rng
+from phantoms.drawn.painting import Canvas, frame_of, grid
+from phantoms.drawn.painting import planes as planes_of
 from phantoms.liver.anatomy import paint_plane
 from phantoms.liver.lesions import Lesion, draw_lesion
 from phantoms.liver.plane import Plane
 from phantoms.liver.subject import KIND, draw_subject
-from phantoms.painting import Canvas, frame_of, grid
-from phantoms.painting import planes as planes_of
 from qsim.distributions import AnyDistribution, HalfNormal, Truncated, draw
 from qsim.errors import InputError
 from qsim.values import value

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import ndtr, ndtri
 
-from phantoms.cohort import subject_rng
+from phantoms.drawn.cohort import subject_rng
 from phantoms.liver.numbers import (
     BEND_SD,
     HEPATIC,

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from jaxtyping import Complex, Float, Shaped
 
-from phantoms.images import LETTERS, Scan, reading
-from phantoms.ismrmrd_files import IsmrmrdFile, hdf5_file, ismrmrd_groups
-from phantoms.raw import HDF5, NUMPY, open_scan
+from phantoms.files.images import LETTERS, Scan, reading
+from phantoms.files.ismrmrd import IsmrmrdFile, hdf5_file, ismrmrd_groups
+from phantoms.files.raw import HDF5, NUMPY, open_scan
 from phantoms.series.nifti import Volumes, real
 from phantoms.series.sidecars import number, sidecar_of
 from qsim.errors import InputError

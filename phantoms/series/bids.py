@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from phantoms.images import NIFTI
+from phantoms.files.images import NIFTI
 from phantoms.series.sidecars import SUFFIXES, Json, read_json
 from qsim.errors import InputError
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from phantoms.images import reading
+from phantoms.files.images import reading
 from qsim.errors import InputError
 
 _LARGEST = float(np.finfo(np.float32).max)

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped
 
-from phantoms.images import NIFTI
-from phantoms.raw import suffix_of
+from phantoms.files.images import NIFTI
+from phantoms.files.raw import suffix_of
 from phantoms.series import bids
 from phantoms.series.arrays import ARRAYS, read_arrays, sized, split
 from phantoms.series.base import Series

@@ -11,7 +11,7 @@ from math import isfinite, radians
 from pathlib import Path
 from statistics import median
 
-from phantoms.images import reading
+from phantoms.files.images import reading
 from qsim.errors import InputError
 
 Json = Mapping[str, object]

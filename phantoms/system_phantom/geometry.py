@@ -22,7 +22,7 @@ from math import cos, pi, sin
 import numpy as np
 from jaxtyping import Bool, Float
 
-from phantoms.overlap import ball_boxes
+from phantoms.shapes.overlap import ball_boxes
 from qsim.system_phantom import Array, sphere_names
 
 ARRAYS: tuple[Array, ...] = ("t1", "t2", "pd")

@@ -10,8 +10,8 @@ from generators.fitting import check_places
 from generators.reading import read_config
 from phantoms import MNI, BrainWeb, FuzzyBrain, Geometry, SystemPhantom, WithStructures
 from phantoms.fields import ShimBox
-from phantoms.geometry import Ball
-from phantoms.structures import Point
+from phantoms.shapes.geometry import Ball
+from phantoms.shapes.structures import Point
 from qsim.errors import InputError
 
 GOOD = {

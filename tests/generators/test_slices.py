@@ -6,7 +6,7 @@ import torch
 
 from generators.config import GeneratorConfig
 from generators.sample import Samples, draws, make_sample, make_samples, make_truth
-from phantoms.geometry import Ball, Geometry
+from phantoms.shapes.geometry import Ball, Geometry
 from qsim.errors import InputError
 from tests.generators.test_sample import config, plain_table
 

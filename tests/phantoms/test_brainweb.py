@@ -13,8 +13,8 @@ from generators import GeneratorConfig, make_samples
 from generators.reading import read_config
 from phantoms import BrainWeb
 from phantoms.base import as_fractions
-from phantoms.blocks import block_fractions
-from phantoms.closing import closed_brain
+from phantoms.brains.blocks import block_fractions
+from phantoms.brains.closing import closed_brain
 from qsim.errors import InputError
 
 ROOT = Path(os.environ.get("QSIM_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "brainweb_labels"

@@ -11,8 +11,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from phantoms.derivatives import Sources, derivatives, name_of
-from phantoms.map_files import Place, read_map
+from phantoms.files.derivatives import Sources, derivatives, name_of
+from phantoms.files.map_files import Place, read_map
 from qsim.errors import InputError
 
 AFFINE = np.array([[-0.9, 0.1, 0.0, 80.0], [0.1, 0.9, 0.2, -70.0], [0.0, -0.2, 3.0, 12.5], [0, 0, 0, 1.0]])

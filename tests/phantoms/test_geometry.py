@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from phantoms import Geometry
-from phantoms.geometry import Ball, Box, Cylinder, Disc, Ellipse, Rectangle
+from phantoms.shapes.geometry import Ball, Box, Cylinder, Disc, Ellipse, Rectangle
 from qsim.errors import InputError
 
 

@@ -9,9 +9,9 @@ from scipy import ndimage
 
 from generators.config import GeneratorConfig
 from phantoms.base import WithRegions, as_fractions
-from phantoms.export import labels_of
+from phantoms.drawn.painting import grid
+from phantoms.files.export import labels_of
 from phantoms.heart import TISSUES, Heart, clinical_t1, preclinical_t1rho, ventricle
-from phantoms.painting import grid
 from qsim.distributions import Constant, Normal, Uniform
 from qsim.errors import InputError
 

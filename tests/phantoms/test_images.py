@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from phantoms.images import NiftiFile, layout_of
+from phantoms.files.images import NiftiFile, layout_of
 from qsim.errors import InputError
 
 AFFINE = np.array([[0.0, -2.0, 0, 5], [1.5, 0, 0, -3], [0, 0, 3.0, 7], [0, 0, 0, 1]])

@@ -12,8 +12,8 @@ from scipy.io import loadmat, netcdf_file, savemat
 
 from phantoms import BrainWeb, FuzzyBrain
 from phantoms.base import as_fractions
-from phantoms.label_files import Raw, read_labels, read_volume
-from phantoms.label_schemes import LABEL_SCHEMES
+from phantoms.brains.label_files import Raw, read_labels, read_volume
+from phantoms.brains.label_schemes import LABEL_SCHEMES
 from qsim.errors import InputError
 
 ROOT = Path(os.environ.get("QSIM_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))

@@ -9,8 +9,8 @@ from scipy import ndimage, stats
 from generators import GeneratorConfig, make_samples
 from phantoms import MNI, BrainWeb, Geometry, WithStructures
 from phantoms.base import as_fractions
-from phantoms.geometry import Ball, Disc, Rectangle
-from phantoms.structures import Line, Point, Square, Tumour
+from phantoms.shapes.geometry import Ball, Disc, Rectangle
+from phantoms.shapes.structures import Line, Point, Square, Tumour
 from qsim.errors import InputError
 
 BALL = Geometry(

@@ -9,13 +9,13 @@ from scipy import ndimage
 import phantoms
 from phantoms import BrainWeb
 from phantoms.base import WithRegions, as_fractions
+from phantoms.drawn.outlines import curve, polygon_distance
+from phantoms.drawn.painting import Frame
 from phantoms.liver import Liver, LiverVolumes
 from phantoms.liver.numbers import NUMBERS
 from phantoms.liver.plane import Plane
 from phantoms.liver.raster import Tubes, near_polygon, tubes_region
 from phantoms.liver.subject import draw_numbers, draw_subject
-from phantoms.outlines import curve, polygon_distance
-from phantoms.painting import Frame
 from qsim.distributions import Constant, Normal, Uniform
 from qsim.errors import InputError
 

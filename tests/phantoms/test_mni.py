@@ -8,7 +8,7 @@ import pytest
 
 from phantoms import MNI
 from phantoms.base import as_fractions
-from phantoms.mni import sharpened
+from phantoms.brains.mni import sharpened
 
 
 @pytest.fixture(scope="module")

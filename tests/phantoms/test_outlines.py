@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from phantoms.outlines import Star, curve, ellipse, polygon_distance
-from phantoms.painting import Canvas, Frame, Region, covered, ellipse_region, grid, paint, planes, strip
+from phantoms.drawn.outlines import Star, curve, ellipse, polygon_distance
+from phantoms.drawn.painting import Canvas, Frame, Region, covered, ellipse_region, grid, paint, planes, strip
 
 
 def test_distance_from_a_circle_is_exact():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate
 
-from phantoms.overlap import ball_boxes, disc_rectangle_area, disc_rectangles, intervals
+from phantoms.shapes.overlap import ball_boxes, disc_rectangle_area, disc_rectangles, intervals
 
 
 def edges(n, shift, spacing=1.0):

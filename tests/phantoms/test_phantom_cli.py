@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from phantoms import MNI, Geometry, WithStructures
 from phantoms.base import as_fractions
 from phantoms.cli import phantom
-from phantoms.export import _colours, labels_of, write
-from phantoms.geometry import Disc
-from phantoms.structures import Point, Square
+from phantoms.files.export import _colours, labels_of, write
+from phantoms.shapes.geometry import Disc
+from phantoms.shapes.structures import Point, Square
 from qsim.errors import InputError
 
 app = typer.Typer()
@@ -105,7 +105,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("phantoms.export.picture", full_disk)
+    monkeypatch.setattr("phantoms.files.export.picture", full_disk)
     result = run("geometry", "--out", tmp_path / "out")
     assert isinstance(result.exception, InputError)
     assert "No space left" in str(result.exception)

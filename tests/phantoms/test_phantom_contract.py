@@ -9,7 +9,7 @@ from scipy import stats
 
 from phantoms import MNI, BrainWeb, Geometry
 from phantoms.base import VolumePhantom, as_fractions, quantise, split_slabs
-from phantoms.geometry import Ball, Box, Disc, Rectangle
+from phantoms.shapes.geometry import Ball, Box, Disc, Rectangle
 from qsim.errors import InputError
 
 

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from phantoms.raw import open_scan
+from phantoms.files.raw import open_scan
 from qsim.errors import InputError
 
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.ndimage import affine_transform
 from scipy.spatial.transform import Rotation
 
-from phantoms.mni import _template
+from phantoms.brains.mni import _template
 from phantoms.registration import moved_to, register
 from phantoms.series.motion import movement
 from qsim.errors import InputError

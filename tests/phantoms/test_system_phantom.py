@@ -14,7 +14,7 @@ from generators.reading import read_config
 from generators.sample import make_truth
 from phantoms import SystemPhantom
 from phantoms.base import PhantomSpec, as_fractions
-from phantoms.export import labels_of, write
+from phantoms.files.export import labels_of, write
 from phantoms.system_phantom import PROTOCOLS, spheres
 from qsim.errors import InputError
 from qsim.system_phantom import SystemPhantomTable, nominal, sphere_names

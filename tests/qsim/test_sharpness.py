@@ -12,9 +12,9 @@ from scipy.optimize import minimize
 from scipy.special import ndtr
 
 from qsim.evaluation.pages.sharpness_figures import examples_figure, profiles_figure, widths_figure
-from qsim.evaluation.profile_places import place_in_slices, place_profiles
-from qsim.evaluation.profiles import Profile, sample
-from qsim.evaluation.sharpness import EdgeFit, compare, fit_edge, holm, measure_sharpness
+from qsim.evaluation.sharpness.fits import EdgeFit, compare, fit_edge, holm, measure_sharpness
+from qsim.evaluation.sharpness.places import place_in_slices, place_profiles
+from qsim.evaluation.sharpness.profiles import Profile, sample
 
 SIZE = 97
 GENERIC = (17.0, 33.0, 61.0, 152.0, 283.0)
@@ -538,7 +538,7 @@ def test_twenty_profiles_in_a_slice_of_brainweb(data_folder):
 
 
 def test_twenty_profiles_in_a_slice_of_mni():
-    from phantoms.mni import MNI
+    from phantoms.brains.mni import MNI
 
     assert MNI().load("test", 2).tissues == ("csf", "gm", "wm")
     volume = MNI().load("test", 2)

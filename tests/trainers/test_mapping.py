@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from phantoms.map_files import read_map
+from phantoms.files.map_files import read_map
 from phantoms.series.base import Series
 from qsim.errors import InputError
 from qsim.estimators import Estimate, Status
@@ -21,8 +21,8 @@ from qsim.signals import GradientEcho, InversionRecovery, SpinEcho, T2Prep, Vari
 from tests.phantoms.test_derivatives import AFFINE, validate
 from tests.phantoms.test_registration import brain
 from trainers import cli
-from trainers.map_inputs import MapJob, foreground
-from trainers.mapping import map_series
+from trainers.mapping.inputs import MapJob, foreground
+from trainers.mapping.series import map_series
 
 TE = (0.01, 0.02, 0.04, 0.06, 0.09, 0.13)
 TI = (0.05, 0.1, 0.2, 0.5, 2.0, 4.0)
@@ -135,11 +135,11 @@ def test_standard_deviations_are_the_bound(tmp_path):
 def test_any_slab_gives_the_same_maps_and_unmapped_slices_are_empty(tmp_path, monkeypatch):
     series, job = decay(), {"method": "least-squares", "sigma": 4.0}
     whole = map_series(series, MODEL, MapJob(out=tmp_path / "a", **job))
-    monkeypatch.setattr("trainers.map_task._VOXELS", 1)
+    monkeypatch.setattr("trainers.mapping.task._VOXELS", 1)
     told = []
     map_series(series, MODEL, MapJob(out=tmp_path / "b", **job), lambda done, total: told.append((done, total)))
     assert told == [(1, 3), (2, 3), (3, 3)]
-    monkeypatch.setattr("trainers.map_task._VOXELS", 1 << 17)
+    monkeypatch.setattr("trainers.mapping.task._VOXELS", 1 << 17)
     one = map_series(series, MODEL, MapJob(out=tmp_path / "c", slices=(1, 2), **job))
     for each in whole.maps:
         values = read_map(tmp_path / "a" / each.file)
@@ -305,7 +305,7 @@ def test_a_method_for_magnitudes_refuses_signs_and_a_note_names_only_rows_of_the
 def drawn(request, monkeypatch):
     """Pictures take longer than maps: only the tests that look at them draw them."""
     if "picture" not in request.node.name and "validator" not in request.node.name:
-        monkeypatch.setattr("trainers.mapping.picture", lambda panels, spacing, title, file: file.touch())
+        monkeypatch.setattr("trainers.mapping.series.picture", lambda panels, spacing, title, file: file.touch())
 
 
 def test_a_method_of_ones_own(tmp_path, monkeypatch):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from scipy.optimize import curve_fit
 
-from phantoms.map_files import read_map
+from phantoms.files.map_files import read_map
 from phantoms.series import model_for, open_series
 from qsim.estimators import build_estimator
 from qsim.signals import VariableFlipAngle
-from trainers.map_inputs import MapJob
-from trainers.mapping import map_series
+from trainers.mapping.inputs import MapJob
+from trainers.mapping.series import map_series
 
 TI = (0.05, 0.1, 0.2, 0.5, 2.0, 4.0)
 
@@ -22,7 +22,7 @@ TI = (0.05, 0.1, 0.2, 0.5, 2.0, 4.0)
 @pytest.fixture
 def mapped(data_folder, tmp_path, monkeypatch):
     """Map a series of the data folder; sidecars are written here, in seconds."""
-    monkeypatch.setattr("trainers.mapping.picture", lambda panels, spacing, title, file: file.touch())
+    monkeypatch.setattr("trainers.mapping.series.picture", lambda panels, spacing, title, file: file.touch())
 
     def run(file, key, times, **job):
         source, here = data_folder / file, tmp_path / file.replace("/", "_")

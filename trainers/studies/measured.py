@@ -17,8 +17,8 @@ from qsim.errors import InputError
 from qsim.estimators.base import computable
 from qsim.estimators.noise_level import from_repeats
 from qsim.signals.base import SignalModel
-from trainers.map_inputs import MapJob, find_sigma, foreground
-from trainers.map_known import read_known, read_mask, read_volume
+from trainers.mapping.inputs import MapJob, find_sigma, foreground
+from trainers.mapping.known import read_known, read_mask, read_volume
 from trainers.studies.outputs import sha256_of
 from trainers.studies.repeated_series import FieldOfStudy, Scans, find_sign, open_repeats
 

@@ -11,7 +11,7 @@ from qsim.evaluation.blocks import block_key
 from qsim.evaluation.studies.phantom_rois import Region
 from qsim.parameters import RELAXATION_TIMES
 from qsim.signals.base import SignalModel
-from trainers.map_inputs import VOXELWISE
+from trainers.mapping.inputs import VOXELWISE
 from trainers.network_estimator import NetworkEstimator
 from trainers.studies.block_runner import Command
 from trainers.studies.measured import Measured

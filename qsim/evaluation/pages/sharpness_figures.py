@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from qsim.evaluation.pages.figures import INK, STYLE, colours, sequential, svg_uri
-from qsim.evaluation.profiles import Profile
-from qsim.evaluation.sharpness import EdgeFit, Quantity, Sharpness
+from qsim.evaluation.sharpness.fits import EdgeFit, Quantity, Sharpness
+from qsim.evaluation.sharpness.profiles import Profile
 
 # milliseconds in pictures, as everywhere
 _SHOWN = {"s": ("ms", 1e3)}

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from qsim.evaluation.metrics import Interval
-from qsim.evaluation.profile_places import place_profiles
-from qsim.evaluation.profiles import Profile
-from qsim.evaluation.sharpness import EdgeFit, PairedTest, Quantity, Sharpness, compare, holm, measure_sharpness
+from qsim.evaluation.sharpness.fits import EdgeFit, PairedTest, Quantity, Sharpness, compare, holm, measure_sharpness
+from qsim.evaluation.sharpness.places import place_profiles
+from qsim.evaluation.sharpness.profiles import Profile
 from qsim.evaluation.studies.test_retest_table import Repeats
 from qsim.evaluation.table import ALL, Row
 

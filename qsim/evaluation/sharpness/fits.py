@@ -29,7 +29,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from qsim.evaluation.profiles import Profile, sample
+from qsim.evaluation.sharpness.profiles import Profile, sample
 
 Status = Literal["ok", "flat", "wrong contrast", "centre outside", "width not seen"]
 Quantity = Literal["log width", "slope", "steepness"]

@@ -1,10 +1,10 @@
-"""Where structures find room in one subject, and what they take of its tissues (`phantoms.lesions`)."""
+"""Where structures find room in one subject, and what they take of its tissues (`phantoms.shapes.lesions`)."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
 from phantoms.base import Slab, as_fractions
-from phantoms.structures import AnyStructure, Coverage, Tumour
+from phantoms.shapes.structures import AnyStructure, Coverage, Tumour
 
 # shares of the tissues of `within` that a place needs: of each voxel, of a tumour's volume [1]
 _PURE, _TUMOUR = 0.9, 0.8

@@ -19,7 +19,7 @@ from phantoms.base import (
     split_slabs,
     tissue_extent,
 )
-from phantoms.overlap import ball_boxes, disc_rectangles, intervals
+from phantoms.shapes.overlap import ball_boxes, disc_rectangles, intervals
 from qsim.errors import InputError
 from qsim.values import value
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Complex, Inexact, Shaped
 
-from phantoms.images import (
+from phantoms.files.images import (
     LETTERS,
     NIFTI,
     ZERO_PHASE,
@@ -28,7 +28,7 @@ from phantoms.images import (
     layout_of,
     reading,
 )
-from phantoms.ismrmrd_files import IsmrmrdFile, hdf5_file, ismrmrd_groups
+from phantoms.files.ismrmrd import IsmrmrdFile, hdf5_file, ismrmrd_groups
 from qsim.errors import InputError
 
 NUMPY, HDF5 = (".npy", ".npz"), (".h5", ".hdf5")

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float
 
 from phantoms.base import Slab, Split, VolumePhantom, quantise, slice_first
-from phantoms.blocks import Block, block_mean, check_block, coarser, say_block
-from phantoms.label_files import Raw, Voxel, check_voxel, find_files, read_volume, split_variable
-from phantoms.subjects import Parting, Subject, check_parting
+from phantoms.brains.blocks import Block, block_mean, check_block, coarser, say_block
+from phantoms.brains.label_files import Raw, Voxel, check_voxel, find_files, read_volume, split_variable
+from phantoms.brains.subjects import Parting, Subject, check_parting
 from qsim.errors import InputError
 from qsim.values import value
 

@@ -8,9 +8,9 @@ import torch
 
 from qsim.errors import InputError
 from qsim.estimators.base import computable
-from trainers.map_inputs import MapJob, Volume, find_sigma
-from trainers.map_known import read_volume
-from trainers.map_task import MapTask, about, depth_of
+from trainers.mapping.inputs import MapJob, Volume, find_sigma
+from trainers.mapping.known import read_volume
+from trainers.mapping.task import MapTask, about, depth_of
 
 
 @dataclass(frozen=True, slots=True)

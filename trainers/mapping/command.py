@@ -11,9 +11,9 @@ import typer
 from generators.cli import bar
 from phantoms.series import key_for, model_for, open_series
 from qsim.errors import InputError
-from trainers.map_inputs import MapJob, Option
-from trainers.map_output import status_text, text_of
-from trainers.mapping import MapRecord, map_series
+from trainers.mapping.inputs import MapJob, Option
+from trainers.mapping.output import status_text, text_of
+from trainers.mapping.series import MapRecord, map_series
 
 
 @dataclass(frozen=True, slots=True)

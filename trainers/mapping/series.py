@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from phantoms.derivatives import Json, Sources, derivatives, name_of
-from phantoms.map_files import Place
+from phantoms.files.derivatives import Json, Sources, derivatives, name_of
+from phantoms.files.map_files import Place
 from phantoms.series.base import Series
 from qsim.errors import InputError
 from qsim.signals.base import SignalModel
-from trainers.map_inputs import MapJob, foreground, mapper
-from trainers.map_known import read_known, read_mask
-from trainers.map_motion import steadied, write_table
-from trainers.map_names import stems, told_apart
-from trainers.map_noise import noise_of
-from trainers.map_output import (
+from trainers.mapping.inputs import MapJob, foreground, mapper
+from trainers.mapping.known import read_known, read_mask
+from trainers.mapping.motion import steadied, write_table
+from trainers.mapping.names import stems, told_apart
+from trainers.mapping.noise import noise_of
+from trainers.mapping.output import (
     MapSummary,
     MapWriter,
     bound_notes,
@@ -40,8 +40,8 @@ from trainers.map_output import (
     summarise,
     write_sidecars,
 )
-from trainers.map_task import MapTask, about, depth_of, who
-from trainers.quick_look import picture
+from trainers.mapping.quick_look import picture
+from trainers.mapping.task import MapTask, about, depth_of, who
 
 Progress = Callable[[int, int], None]
 

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 
 from phantoms.base import TISSUE_ORDER, Slab, Split, VolumePhantom, slice_first
-from phantoms.blocks import Block, block_fractions, check_block, coarser, say_block
-from phantoms.closing import closed_brain
-from phantoms.label_files import Raw, Voxel, check_voxel, find_files, read_labels
-from phantoms.label_schemes import BACKGROUND, LABEL_SCHEMES, Scheme
-from phantoms.subjects import Parting, Subject, check_parting
+from phantoms.brains.blocks import Block, block_fractions, check_block, coarser, say_block
+from phantoms.brains.closing import closed_brain
+from phantoms.brains.label_files import Raw, Voxel, check_voxel, find_files, read_labels
+from phantoms.brains.label_schemes import BACKGROUND, LABEL_SCHEMES, Scheme
+from phantoms.brains.subjects import Parting, Subject, check_parting
 from qsim.errors import InputError
 from qsim.values import value
 

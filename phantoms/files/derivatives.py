@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from phantoms.map_files import MapFile, Place
+from phantoms.files.map_files import MapFile, Place
 from qsim import __version__
 from qsim.errors import InputError
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Shaped
 
-from phantoms.derivatives import Json
-from phantoms.images import NIFTI, reading
+from phantoms.files.derivatives import Json
+from phantoms.files.images import NIFTI, reading
 from phantoms.series.base import Series
 from qsim.errors import InputError
 from qsim.parameters import PARAMETERS
 from qsim.signals import VariableFlipAngle
 from qsim.signals.base import SignalModel
-from trainers.map_inputs import MapJob, Volume
+from trainers.mapping.inputs import MapJob, Volume
 
 # a field relative to the nominal one above this is percent, a time [s] above it milliseconds
 _PERCENT = 10.0

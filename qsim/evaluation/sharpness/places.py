@@ -12,8 +12,8 @@ from math import cos, isfinite, radians
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from qsim.evaluation.boundaries import WIDER, Points, at, faces_between, normals, project, signed_distance
-from qsim.evaluation.profiles import Profile
+from qsim.evaluation.sharpness.boundaries import WIDER, Points, at, faces_between, normals, project, signed_distance
+from qsim.evaluation.sharpness.profiles import Profile
 
 # a boundary drawn through voxels is unsure by so much: labels nearer to it than this do not count [voxels]
 _UNSURE = 0.75

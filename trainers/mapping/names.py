@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from phantoms.derivatives import MapName
+from phantoms.files.derivatives import MapName
 from qsim.parameters import Parameter
-from trainers.map_output import folder_of, suffix_of
+from trainers.mapping.output import folder_of, suffix_of
 
 
 def stems(name: MapName, written: Sequence[Parameter], rows: tuple[Parameter, ...]) -> list[str]:

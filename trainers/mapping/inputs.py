@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from phantoms.derivatives import Json
+from phantoms.files.derivatives import Json
 from phantoms.series.base import Series
 from qsim.errors import InputError
 from qsim.estimators import ESTIMATORS, Estimator, TissuePrior, build_estimator, installed, method_options, rehearse

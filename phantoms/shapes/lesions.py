@@ -26,8 +26,8 @@ from phantoms.base import (
     VolumePhantom,
     slice_first,
 )
-from phantoms.placing import Room
-from phantoms.structures import AnyStructure, Line, Square, Tumour
+from phantoms.shapes.placing import Room
+from phantoms.shapes.structures import AnyStructure, Line, Square, Tumour
 from qsim.errors import InputError
 from qsim.values import value
 

@@ -9,15 +9,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from pydantic import TypeAdapter
 
-from phantoms.derivatives import OWN_SUFFIXES, Derivatives, Json, MapName
-from phantoms.map_files import MapFile, Place, read_map
+from phantoms.files.derivatives import OWN_SUFFIXES, Derivatives, Json, MapName
+from phantoms.files.map_files import MapFile, Place, read_map
 from phantoms.series.base import Series
 from qsim import __version__
 from qsim.estimators import Estimate, Status
 from qsim.parameters import PARAMETERS, RELAXATION_TIMES, Parameter
 from qsim.signals.base import SignalModel
-from trainers.map_inputs import MapJob
-from trainers.quick_look import Panel
+from trainers.mapping.inputs import MapJob
+from trainers.mapping.quick_look import Panel
 
 LEGEND = {
     Status.OK: "ok",

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 from jaxtyping import Bool, Complex, Int, Shaped
 
-from phantoms.images import Layout, Scan, check_finite, layout_of, reading
+from phantoms.files.images import Layout, Scan, check_finite, layout_of, reading
 from qsim.errors import InputError
 
 # counters that tell images apart, the slowest first

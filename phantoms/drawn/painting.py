@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from phantoms.outlines import ellipse
+from phantoms.drawn.outlines import ellipse
 
 Distance = Float[np.ndarray, "..."]
 Points = Float[np.ndarray, "y x"]
@@ -195,7 +195,7 @@ def paint(
 def ellipse_region(
     frame: Frame, centre: Float[np.ndarray, "2"], half: tuple[float, float], angle: float = 0.0, grow_mm: float = 0.0
 ) -> Region:
-    """Region of an ellipse (y, x) of any size, as `phantoms.outlines.ellipse` has it, its edge moved outwards."""
+    """Region of an ellipse (y, x) of any size, as `phantoms.drawn.outlines.ellipse` has it, its edge moved outwards."""
     far = max(half) + abs(grow_mm) + frame.width
     box = frame.box(centre - far, centre + far)
     y, x = np.meshgrid(frame.y[box[0]], frame.x[box[1]], indexing="ij")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 
-from phantoms.derivatives import Derivatives, Json
+from phantoms.files.derivatives import Derivatives, Json
 from phantoms.registration import Registered, register
 from phantoms.series.base import Series
 from phantoms.series.motion import Movement, movement

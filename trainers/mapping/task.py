@@ -14,7 +14,7 @@ from qsim.errors import InputError
 from qsim.estimators import Estimate
 from qsim.estimators.base import computable
 from qsim.signals.base import SignalModel
-from trainers.map_inputs import Mapper, Volume
+from trainers.mapping.inputs import Mapper, Volume
 
 # voxels that are mapped together
 _VOXELS = 1 << 17

@@ -1,0 +1,1 @@
+"""Brains: the MNI template, and label and membership models from files."""

@@ -1,0 +1,1 @@
+"""What the drawn anatomies (liver, heart) share: outlines, painting, cohorts."""

@@ -1,0 +1,1 @@
+"""Images, k-space, maps and phantoms in files."""

@@ -1,0 +1,1 @@
+"""Analytic shapes, and structures put into any anatomy."""

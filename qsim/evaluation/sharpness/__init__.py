@@ -1,0 +1,1 @@
+"""How sharp the boundary between two tissues is: profiles placed by labels, edges fitted to maps."""

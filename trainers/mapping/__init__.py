@@ -1,0 +1,1 @@
+"""`qsim map`: from a measured series to maps as BIDS derivatives."""
