@@ -76,7 +76,7 @@ def acquire(
     drawn = draw_artefacts(config, artefacts, stream)
     before, after = split(artefacts, drawn)
     images = _through(signal.to(torch.complex64), before)
-    noise, generator = config.noise_model, stream.torch_generator("noise")
+    noise, generator = config.noise_model, stream.torch_generator(config.stage("noise"))
     if coils_of(noise) or noise.signed:
         coils = [_noisy(images if c == 0 else None, sigma, generator, images) for c in range(max(coils_of(noise), 1))]
         coils = [_through(coil, after) for coil in coils]

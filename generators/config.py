@@ -237,6 +237,17 @@ class GeneratorConfig(RootConfig):
         rows = [parameter.name for parameter in self.signal_model.parameters]
         return tuple(rows.index(name) for name in self.targets) if self.targets else tuple(range(len(rows)))
 
+    def stage(self, name: str) -> str:
+        """Random stream of what belongs to a measurement, not to the subject: noise, motion.
+
+        Series of the same subjects under two models are two measurements: with the streams of the subject, the noise of
+        their images would be the same.
+        """
+        if self.sampling == "patches":
+            return name
+        model = json.dumps(self.model_dump(mode="json", include={"model"}), sort_keys=True, allow_nan=False)
+        return f"{name}/{hashlib.sha256(model.encode()).hexdigest()}"
+
     @property
     def digest(self) -> str:
         """sha256 of all that decides what sample i holds: everything but `samples`."""

@@ -23,7 +23,6 @@ from phantoms.maps import minor_parameters, mixture, parameter_maps
 from qsim.distributions import Streams
 from qsim.errors import InputError
 from qsim.kspace.artefacts.base import Stage
-from qsim.kspace.noise import Noise
 
 __all__ = ["Anatomy", "Samples", "Scene", "Truth", "draws", "make_sample", "make_samples", "make_truth", "scene"]
 
@@ -81,7 +80,7 @@ def make_samples(config: GeneratorConfig, indices: Sequence[int]) -> Samples:
                 images[b], severity[b] = acquire(config, artefacts, one, float(sigma[b]), streams[b])
         else:
             signal = mixed_signal(model, anatomy, part).movedim(1, 0)
-            add_noise(config.noise_model, signal, sigma[part], streams[part], out=images[part])
+            add_noise(config, signal, sigma[part], streams[part], out=images[part])
     return Samples(
         images=images,
         kappa=(anatomy.kappa * (anatomy.voxels.labels > 0)).movedim(0, 1).contiguous(),
@@ -207,16 +206,17 @@ def draws(config: GeneratorConfig, index: int) -> Mapping[str, object]:
 
 
 def add_noise(
-    noise: Noise,
+    config: GeneratorConfig,
     signal: Float[Tensor, "b n *space"],
     sigma: Float[Tensor, " b"],
     streams: Sequence[Streams],
     out: Float[Tensor, "b n *space"],
 ) -> None:
     """Write the noisy images of some samples into `out`; the normals of each come from its own stream."""
+    noise, stage = config.noise_model, config.stage("noise")
     normals = [out, *(torch.empty_like(out) for _ in range(noise.channels - 1))]
     for b, stream in enumerate(streams):
-        generator = stream.torch_generator("noise")
+        generator = stream.torch_generator(stage)
         for channel in normals:
             channel[b].normal_(generator=generator)
     noise.add(signal, sigma.reshape(-1, *(1,) * (signal.ndim - 1)), normals)

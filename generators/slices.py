@@ -6,7 +6,8 @@
 | slices | slice i of the split, subject by subject | drawn for the subject |
 
 With slices every tissue and row has a stream of its own, and so has the variation of a row within the tissues: two
-configs of one seed and phantom, one of T1rho and one of T2, are two series of the same subjects.
+configs of one seed and phantom, one of T1rho and one of T2, are two series of the same subjects. Noise and motion are
+those of the measurement: their streams are named by the signal model too.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +55,7 @@ def moved_fractions(
         return
     tissues, spacing = world.phantom.tissues, world.patch_spacing_mm
     n = config.signal_model.n_images
-    drawn = [motion.draw(n, len(config.patch), stream.rng("motion")).shifts_mm for stream in streams]
+    drawn = [motion.draw(n, len(config.patch), stream.rng(config.stage("motion"))).shifts_mm for stream in streams]
     weights = [motion.weight(crop.fractions, tissues, spacing) for crop in crops]
     for image in range(1, n):
         yield np.stack(
@@ -70,4 +71,4 @@ def motion_record(config: GeneratorConfig, stream: Streams) -> Mapping[str, obje
     if config.organ_motion is None:
         return None
     n = config.signal_model.n_images
-    return config.organ_motion.draw(n, len(config.patch), stream.rng("motion")).as_json()
+    return config.organ_motion.draw(n, len(config.patch), stream.rng(config.stage("motion"))).as_json()

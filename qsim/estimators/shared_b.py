@@ -15,7 +15,7 @@ Given B, A and T1 of every voxel are those of the largest likelihood either way.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
+from math import inf, log
 from typing import ClassVar
 
 import torch
@@ -36,8 +36,12 @@ from qsim.signals.base import SignalModel
 _POOLINGS = ("auto", "profile", "histogram")
 # voxels of the histogram, and those that say how noisy log T1 is
 _POOLED, _JUDGED = 16384, 512
-# "auto": median SD of log T1 at known B above which the histogram is used
-_NOISY = 0.025
+# "auto": median SD of log T1 at known B above which the histogram is used, and where the modulus has no say; the share
+# of voxels that cross zero within the series from which it has
+_NOISY, _NOISY_WITHOUT_KINKS = 0.025, 0.12
+_CROSSING = 0.25
+# quantile of that SD which the histogram's atoms must resolve
+_SHARPER = 0.25
 # SD of B above which the whole range of B is looked at, and above which B counts as not found: a quarter of its range
 _UNSURE, _UNKNOWN = 0.02, 0.75
 # voxels that say what the bound of B is
@@ -71,8 +75,10 @@ class SharedB:
     Attributes:
         model: an inversion recovery with free B and full recovery.
         pooling: `profile`, `histogram` (the module says what they are), or `auto`: the histogram where the noise makes
-            T1 of the median voxel uncertain by more than 2.5 % at known B, else the profile. The histogram's grid of T1
-            has steps of 2 %: with much less noise than that neither its B nor the variance of it is to be trusted.
+            T1 of the median voxel uncertain by more than 2.5 % at known B, else the profile. Where fewer than a quarter
+            of the voxels cross zero within the series, or it keeps its sign, there are no kinks to mislead the profile,
+            and it is used up to 12 %. The histogram's grid of T1 has steps of 1 % or more: with less noise than that
+            neither its B nor the variance of it is to be trusted, nor where nearly all voxels have exactly one T1.
         covariance: also return the covariance of the noise: inverse Fisher information at known B, plus the share of B,
             whose variance follows from the curvature of its likelihood (of the histogram's: `pooled_b` says how well)
             and is at least the Cramér-Rao bound at the estimate. Where its SD is above .02, and T1 uncertain by more
@@ -210,9 +216,10 @@ def pool(
         noise = _estimated(model, images, where, begun, required=pooling == "histogram")
     one = 1.0 if weigh else (float(noise.sigma) if noise is not None else None)
     if pooling != "profile" and one is not None:
-        spread = _spread(model, begun.point if begun is not None else profile.glance(), one)
-        if pooling == "histogram" or spread > _NOISY:
-            result = pool_b(model.ti, model.signed, sample(profile.y, _POOLED) / one, spread=spread)
+        point = begun.point if begun is not None else profile.glance()
+        spread, sharp = _spread(model, point, one)
+        if pooling == "histogram" or spread > (_NOISY if _crossing(model, point) else _NOISY_WITHOUT_KINKS):
+            result = pool_b(model.ti, model.signed, sample(profile.y, _POOLED) / one, spread=sharp)
             point = profile.at(result.b)
             return found(result.b, max(result.variance, _least(model, point, one)), result.converged)
     point, converged = profile.maximise(begun)
@@ -223,7 +230,7 @@ def pool(
         one = scale**0.5
         variance = max(variance, _least(model, point, one))
         # atoms of a histogram would be too coarse where T1 is known better
-        if variance > _UNSURE**2 and _spread(model, point, one) > _NOISY:
+        if variance > _UNSURE**2 and _spread(model, point, one)[0] > _NOISY:
             few = sample(profile.y, _POOLED) / one
             variance = max(variance, mean_square(model.ti, model.signed, few, point.b))
     return found(point.b, variance, converged)
@@ -276,13 +283,23 @@ def _least(model: InversionRecovery, point: Point, sigma: float) -> float:
     return float(crb(model, few, sigma, shared=("B",)).sd[1, 0]) ** 2 * few.shape[1] / kappa.shape[1]
 
 
-def _spread(model: InversionRecovery, point: Point, sigma: float) -> float:
-    """Median over voxels of the SD of log T1 that the noise leaves at known B."""
+def _spread(model: InversionRecovery, point: Point, sigma: float) -> tuple[float, float]:
+    """SD of log T1 that the noise leaves at known B: the median over voxels, and that of the sharper ones."""
     few = slice(None, None, max(1, len(point.a) // _JUDGED))
     t1 = point.u[few].exp().double()
     kappa = torch.stack((point.a[few].double(), torch.full_like(t1, point.b), t1))
     covariance = noise_covariance(model, kappa, torch.full((1,), sigma, dtype=torch.float64, device=t1.device), ("B",))
-    return float((covariance[2, 2].sqrt() / t1).median())
+    spread = covariance[2, 2].sqrt() / t1
+    return float(spread.median()), float(spread.quantile(_SHARPER))
+
+
+def _crossing(model: InversionRecovery, point: Point) -> bool:
+    """Whether the modulus has kinks in many voxels: at T1 log B, if that is one of the times of the series."""
+    if model.signed or point.b <= 1:
+        return False
+    zero = point.u.exp() * log(point.b)
+    within = (zero >= min(model.ti)) & (zero <= max(model.ti))
+    return float(within.double().mean()) >= _CROSSING
 
 
 def pooled_covariance(

@@ -243,3 +243,13 @@ def test_two_series_of_the_same_subjects_share_all_values():
         a = make_truth(recovery, index).kappa[0]
         assert torch.equal(a, make_truth(decay, index).kappa[0])
         assert a[a > 0].std() > 0.02
+        # two measurements: one noise level, other noise
+        one, other = (make_sample(c, index) for c in (recovery, decay))
+        assert torch.equal(one.sigma, other.sigma)
+        noise = [
+            (s.images[0] - make_truth(c, index).signal.abs()[: s.images.shape[1]])
+            for s, c in ((one, recovery), (other, decay))
+        ]
+        n = noise[1].shape[0]
+        together = torch.corrcoef(torch.stack([noise[0][:n].flatten(), noise[1].flatten()]))[0, 1]
+        assert abs(float(together)) < 4 / noise[1].numel() ** 0.5

@@ -376,7 +376,7 @@ def test_same_on_cuda(snr):
 
 
 def test_voxels_that_settled_stay_where_the_climb_goes_on(data_folder):
-    """CSF at the bound of T1 holds up the climb of a measured slice; the status tells who has settled before."""
+    """Where the climb is cut short the status tells who has settled; CSF at the bound of T1 does not hold it up."""
     import nibabel
 
     file = data_folder / "brain_ir_se_basel" / "ir_tse_real.nii.gz"
@@ -384,10 +384,11 @@ def test_voxels_that_settled_stay_where_the_climb_goes_on(data_folder):
     images = torch.from_numpy(np.moveaxis(stored, -1, 0).copy())
     mask = images.abs().amax(0) > 0.2 * images.abs().amax()
     model = InversionRecovery(ti=(0.05, 0.1, 0.2, 0.5, 2.0, 4.0), signed=True)
-    early, late = (SmoothB(model, weight=5.0, iterations=n)(images, sigma=16.4, mask=mask) for n in (12, 40))
+    early, late = (SmoothB(model, weight=5.0, iterations=n)(images, sigma=16.4, mask=mask) for n in (3, 40))
     settled, still = (mask & (early.status == status) for status in (Status.OK, Status.NOT_CONVERGED))
     assert settled.sum() > 100
     assert still.sum() > 10
     moved = (early.kappa[1] - late.kappa[1]).abs()
     assert float(moved[settled].quantile(0.99)) < 0.01
     assert float(moved[settled].median()) < 0.1 * float(moved[still].median())
+    assert not bool((late.status == Status.NOT_CONVERGED).any())

@@ -39,7 +39,8 @@ class Following:
         u: log T1 [log s].
         explained: phi before the step.
         slope: derivative of phi in B, with A and T1 following.
-        expected: its second derivative, as expected of an endless series of draws; not positive.
+        expected: its second derivative, as expected of an endless series of draws; not positive. Where T1 lies at an
+            end of its range, that with T1 held.
         observed: its second derivative as it is.
         a_b, u_b: how A and log T1 follow B.
         step: length of the Newton step in log T1.
@@ -162,7 +163,7 @@ class DepthProfile:
     def _step(self, y: Float[Tensor, "n c"], b: Float[Tensor, " c"], u: Float[Tensor, " c"]) -> tuple[Tensor, ...]:
         """The fields of `Following`."""
         ends = (log(T1.lower), log(T1.upper))
-        a, phi, f_u, f_uu, f_b, f_ub, f_bb, expected, au, ab = self._derivatives(y, b, u)
+        a, phi, f_u, f_uu, f_b, f_ub, f_bb, expected, held, au, ab = self._derivatives(y, b, u)
         bend = torch.where(f_uu < 0, f_uu, -1.0)
         # where phi is convex: uphill
         newton = torch.where(f_uu < 0, -f_u / bend, f_u.sign() * _GAP)
@@ -198,7 +199,9 @@ class DepthProfile:
             f_u = torch.where(released, beneath, f_u)
             f_b = torch.where(released, f_b - jump / b, f_b)
         # at an end of its range T1 stays
-        moves &= (target > ends[0]) & (target < ends[1])
+        inside = (target > ends[0]) & (target < ends[1])
+        moves &= inside
+        expected = torch.where(inside, expected, held)
         follow = follow * moves
         target = target.clamp(*ends)
         step = target - u
@@ -210,7 +213,7 @@ class DepthProfile:
         self, y: Float[Tensor, "n c"], b: Float[Tensor, " c"], u: Float[Tensor, " c"]
     ) -> tuple[Tensor, ...]:
         """A, phi = p^2 / q with p = S.d, q = d.d; derivatives u, uu, b, ub, bb of phi, its expected curvature in B
-        with A and T1 following; derivatives u, b of A.
+        with A and T1 following, and with A alone; derivatives u, b of A.
         """
         tau = self.ti * torch.exp(-u)
         e = torch.exp(-tau)
@@ -252,4 +255,5 @@ class DepthProfile:
         # Gram-Schmidt of the derivatives of d in B and log T1 against d: what the series says about B, A and T1 free
         uu, bb, ub = b * b * e1e1 - qu * qu / (4 * q), ee - qb * qb / (4 * q), b * ee1 - qu * qb / (4 * q)
         expected = 2 * a * a * (ub * ub / uu.clamp_min(1e-12) - bb).clamp_max(0)
-        return a, a * p, f_u, f_uu, f_b, f_ub, f_bb, expected, au, ab
+        held = -2 * a * a * bb.clamp_min(0)
+        return a, a * p, f_u, f_uu, f_b, f_ub, f_bb, expected, held, au, ab

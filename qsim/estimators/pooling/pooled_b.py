@@ -14,27 +14,33 @@ exp(F^2 / 2) / |d_k(B)|, d_k not scaled: each voxel then pulls by the change of 
 small, since more amplitudes fit there, and that does not average out (B came out .46 to .63 too low). It is a flat
 prior of A |d|, the strength of the signal, or of log A, that has no such pull: the factor is then 1 or 1 / F, and what
 an image holds of signal does not depend on B. With it the integral is the profile to the order of 1 / F^2.
+
+The atoms. A voxel whose T1 no atom has takes the nearest, and B makes up for the rest, alike in all such voxels. So the
+atoms must reach wherever the series can tell T1: down to a tenth of its first time, below which every atom is the same.
+And they must lie closer than the noise: a T1 half-way between two atoms h apart shows as a distribution of SD h / 2,
+which N voxels of SD s tell from a single T1 if N (h / 2s)^4 / 4 is above 1; B then moves until the T1 is an atom's.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import inf, log
+from math import ceil, inf, log
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from qsim.estimators.pooling.profile import sample
-from qsim.parameters import B
+from qsim.parameters import T1, B
 
-# T1 of the atoms [s]: what tissues and fluids have; the rest of the range of T1 lies within a step of its ends
-_LOW, _HIGH = 0.1, 6.0
-# atoms: the kinks of the modulus wander over them as B changes, which makes the likelihood rough if they lie too far
-# apart (with 64 by 10, with 192 by less than 1; with more noise fewer do)
-_ATOMS, _FEWER = 192, 128
-_NOISY = 0.05
-# voxels and atoms of the grid of B, its step, and voxels of the levels after it
-_ON_GRID, _GRID_ATOMS = 1024, 96
+# T1 of the atoms [s]: exp(-10) of the recovery is left at the first time of the series; never less than tissues need
+_DECAYED, _TISSUE = 10, 0.1
+# step of the atoms in log T1: the kinks of the modulus wander over them as B changes, which makes the likelihood rough
+# if they lie too far apart (with .065 by 10, with .021 by less than 1); and of the levels that only say where to look
+_STEP, _FINEST, _WIDER = 0.021, 0.0105, 0.032
+# part of the SD of log T1 of the sharper voxels that the last step is at most
+_RESOLVED = 0.4
+# voxels and step of the atoms of the grid of B, its step, and voxels of the levels after it
+_ON_GRID, _GRID_ATOMS = 1024, 0.043
 _B_STEP = 0.1
 _LEVELS = (4096, 16384)
 # EM steps, each made this much longer (they converge for any factor below 2)
@@ -82,11 +88,14 @@ class Atoms:
     Args:
         times: inversion times [s].
         signed: no modulus.
-        number: how many.
+        step: of log T1 at most.
     """
 
-    def __init__(self, times: tuple[float, ...], signed: bool, number: int, device: torch.device) -> None:
-        self.u = torch.linspace(log(_LOW), log(_HIGH), number, dtype=torch.float64, device=device)
+    def __init__(self, times: tuple[float, ...], signed: bool, step: float, device: torch.device) -> None:
+        first = min((time for time in times if time > 0), default=0.0)
+        low, high = log(max(min(first / _DECAYED, _TISSUE), T1.lower)), log(T1.upper)
+        number = ceil((high - low) / step) + 1
+        self.u = torch.linspace(low, high, number, dtype=torch.float64, device=device)
         self._decay = torch.exp(-torch.tensor(times, dtype=torch.float64, device=device) * torch.exp(-self.u)[:, None])
         self._signed = signed
 
@@ -165,16 +174,17 @@ def pool_b(
         signed: the series keeps its sign.
         y: series of the voxels, each over its own sigma [1].
         log_prior: logarithm of what is known of B before the images, up to a constant; None: flat.
-        spread: SD of log T1 of a typical voxel at known B, if that is known: much noise needs fewer atoms [1].
+        spread: SD of log T1 of the sharper voxels at known B, if that is known: much noise needs fewer atoms [1].
     """
     grid = torch.arange(0.0, B.upper + 1e-9, _B_STEP).tolist()
     coarse = _Level(Atoms(times, signed, _GRID_ATOMS, y.device), sample(y, _ON_GRID), log_prior, B.start)
     heights = [coarse.value(depth) for depth in grid]
     b, step = grid[heights.index(max(heights))], _B_STEP / 2
+    fine = min(max(_RESOLVED * spread, _FINEST), _WIDER) if spread > 0 else _STEP
     sizes = [size for size in _LEVELS[:-1] if size < y.shape[1]]
     for size in [*sizes, _LEVELS[-1]]:
-        number = _FEWER if size < _LEVELS[-1] or spread > _NOISY else _ATOMS
-        found = _Level(Atoms(times, signed, number, y.device), sample(y, size), log_prior, b).climb(b, step)
+        wide = _WIDER if size < _LEVELS[-1] else fine
+        found = _Level(Atoms(times, signed, wide, y.device), sample(y, size), log_prior, b).climb(b, step)
         b, step = found.b, min(_WIDTH * found.variance**0.5, step)
     wide = _mean_square(grid, heights, found.b)
     if wide > _WIDE**2 and y.shape[1] > _ON_GRID:

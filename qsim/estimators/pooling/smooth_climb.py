@@ -2,11 +2,20 @@
 
     maximise sum_v l_v(B_v) - w sum_v (L B)_v^2   over 0 <= B <= 3
 
-Near a map, l_v has the slope g_v and the curvature -D_v; the step solves (D + 2 w L L) step = g - 2 w L L B.
+Near a map, l_v has the slope g_v and the curvature -D_v; the step solves (D + d + 2 w L L) step = g - 2 w L L B.
 An infinite weight means one B per connected piece.
+
+The damping d_v >= 0 is each voxel's own (Levenberg 1944, doi:10.1090/qam/10666): a voxel whose l_v bends more sharply
+than its parabola, such as one whose T1 meets the end of its range, would shorten the step of all. It is chosen so that
+no voxel's own step g / (D + d) is longer than what a parabola is good for; and where over the last step s a voxel fell
+short of its parabola, d_v takes up the curvature that was met,
+
+    D_v + d_v = 2 (g_v s_v - (l_v(B + s) - l_v(B))) / s_v^2.
+
+Where the parabola is right again d_v falls by a factor 4 each step. The maximum is that without d.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +31,13 @@ from qsim.parameters import B
 # longest step of any voxel
 _REACH = 0.3
 _HALVINGS = 8
+# a voxel that gained less than this part of what it promised is damped, where the shortfall is more than this part of
+# the tolerance of the sum; a step that the damping does not mend is shortened
+_SHORT, _TRIFLE = 0.5, 1e-4
+# of shorter moves the gain is one of T1, which goes on moving
+_STILL = 1e-6
+# the damping falls by this factor where a parabola was right
+_RELAX = 0.25
 # steps that move T1 more than this deserve a second Newton step of T1
 _FAR = 0.01
 # curvature of a voxel that says nothing about its B, relative to the mean
@@ -49,6 +65,8 @@ class Local:
         u: log T1 that belongs to the map, where T1 follows it [log s].
         u_b: how it follows.
         rounding: error of `value`.
+        own: the log-likelihood of each voxel, where it is at hand.
+        damping: d of each voxel; None: none.
     """
 
     b: Float[np.ndarray, " v"]
@@ -58,6 +76,8 @@ class Local:
     u: Float[Tensor, " v"] | None = None
     u_b: Float[Tensor, " v"] | None = None
     rounding: float = 0.0
+    own: Float[np.ndarray, " v"] | None = None
+    damping: Float[np.ndarray, " v"] | None = None
 
 
 @runtime_checkable
@@ -108,9 +128,11 @@ class Profiled:
     def _local(self, b: Float[np.ndarray, " v"], u: Float[Tensor, " v"]) -> Local:
         found = self.profile.follow(self._tensor(b), u)
         slope, curvature = (self.scale * x for x in (found.slope, -found.expected))
-        value = float((self.scale * found.explained).sum())
+        own = self.scale * found.explained
+        value = float(own.sum())
         d = _floored(curvature.cpu().numpy())
-        return Local(b, value, slope.cpu().numpy(), d, found.u, found.u_b, _ROUNDING * value)
+        g = slope.cpu().numpy()
+        return Local(b, value, g, d, found.u, found.u_b, _ROUNDING * value, own.cpu().numpy())
 
     def _tensor(self, b: Float[np.ndarray, " v"]) -> Float[Tensor, " v"]:
         return torch.from_numpy(b).to(self.profile.y.device)
@@ -179,7 +201,27 @@ class Climb:
         if np.isinf(weight):
             # from here on constant on each piece, whatever it was
             here = self._level(likelihood, here)
-        d, uphill = here.curvature, here.slope
+        now, shorter = self._objective(here, weight), 1.0
+        for _ in range(_HALVINGS):
+            d, (step, gain) = _damped(here), self._newton(here, weight)
+            longest = float(np.abs(step).max())
+            if longest == 0.0 or not np.isfinite(longest):
+                return here, 0.0 if longest == 0.0 else np.inf, False, step
+            part = shorter * min(1.0, _REACH / longest)
+            there = likelihood.move(here, np.clip(here.b + part * step, 0.0, B.upper))
+            damping = self._damping(here, there, d)
+            risen = self._objective(there, weight) - now
+            if risen >= -here.rounding or part * gain < self.tolerance:
+                return replace(there, damping=damping), gain, True, step
+            if damping is None or np.array_equal(damping, d - here.curvature):
+                shorter /= 2
+            else:
+                here = replace(here, damping=np.maximum(damping, d - here.curvature))
+        return here, gain, False, step
+
+    def _newton(self, here: Local, weight: float) -> tuple[Float[np.ndarray, " v"], float]:
+        """Where the parabola points, and what it promises."""
+        d, uphill = _damped(here), here.slope
         if np.isinf(weight):
             step = self._means(uphill / d, d)
         else:
@@ -187,18 +229,19 @@ class Climb:
             uphill = uphill - 2 * weight * (laplacian @ (laplacian @ here.b))
             free = _free(here.b, uphill)
             step, _ = self.solver(weight, d).solve(d, uphill, free, 0.01, 100)
-        gain = 0.5 * float(uphill @ step)
-        longest = float(np.abs(step).max())
-        if longest == 0.0 or not np.isfinite(longest):
-            return here, 0.0 if longest == 0.0 else np.inf, False, step
-        part, now = min(1.0, _REACH / longest), self._objective(here, weight)
-        for _ in range(_HALVINGS):
-            there = likelihood.move(here, np.clip(here.b + part * step, 0.0, B.upper))
-            risen = self._objective(there, weight) - now
-            if risen >= -here.rounding or part * gain < self.tolerance:
-                return there, gain, True, step
-            part /= 2
-        return here, gain, False, step
+        return step, 0.5 * float(uphill @ step)
+
+    def _damping(self, here: Local, there: Local, d: Float[np.ndarray, " v"]) -> Float[np.ndarray, " v"] | None:
+        """What the voxels' own gains say about their curvature."""
+        if here.own is None or there.own is None:
+            return None
+        moved = there.b - here.b
+        linear = here.slope * moved
+        gained, promised = there.own - here.own, linear - 0.5 * d * moved**2
+        short = promised - gained > np.maximum(_SHORT * np.abs(promised), _TRIFLE * self.tolerance)
+        short &= np.abs(moved) > _STILL
+        met = 2 * (linear - gained) / np.where(short, moved**2, 1.0)
+        return np.where(short, np.maximum(met, d) - here.curvature, _RELAX * (d - here.curvature))
 
     def _objective(self, here: Local, weight: float) -> float:
         return here.value - (0.0 if np.isinf(weight) else weight * self.domain.roughness(here.b))
@@ -210,6 +253,12 @@ class Climb:
     def _level(self, likelihood: Likelihood, here: Local) -> Local:
         level = self._means(here.b, here.curvature)
         return here if np.abs(level - here.b).max() < 1e-12 else likelihood.move(here, np.clip(level, 0.0, B.upper))
+
+
+def _damped(here: Local) -> Float[np.ndarray, " v"]:
+    """Curvature with the damping, and with a floor that keeps the voxel's own step short."""
+    d = here.curvature if here.damping is None else here.curvature + here.damping
+    return d if here.own is None else np.maximum(d, np.abs(here.slope) / _REACH)
 
 
 def _free(b: Float[np.ndarray, " v"], uphill: Float[np.ndarray, " v"]) -> Bool[np.ndarray, " v"] | None:
