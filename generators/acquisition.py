@@ -42,7 +42,8 @@ def draw_artefacts(
     config: GeneratorConfig, artefacts: Sequence[Artefact[Any]], stream: Streams
 ) -> tuple[Drawn | None, ...]:
     """What is drawn for one sample."""
-    return draw_chain(artefacts, (config.signal_model.n_images, *config.patch), stream.rng)
+    shape = (config.signal_model.n_images, *config.patch)
+    return draw_chain(artefacts, shape, lambda stage: stream.rng(config.stage(stage)))
 
 
 def artefact_records(

@@ -238,7 +238,7 @@ class GeneratorConfig(RootConfig):
         return tuple(rows.index(name) for name in self.targets) if self.targets else tuple(range(len(rows)))
 
     def stage(self, name: str) -> str:
-        """Random stream of what belongs to a measurement, not to the subject: noise, motion.
+        """Random stream of what belongs to a measurement, not to the subject: noise, motion, artefacts.
 
         Series of the same subjects under two models are two measurements: with the streams of the subject, the noise of
         their images would be the same.

@@ -66,8 +66,22 @@ class LiverVolumes(VolumePhantom):
 
         Args:
             subject: as in `Crop`.
+        Raises: as `roi`.
         """
-        return self.rois[self.ids.index(subject)].astype(np.uint8)
+        return self._of(subject).astype(np.uint8)
+
+    def _of(self, subject: int) -> Bool[np.ndarray, "y x z"]:
+        if subject not in self.ids:
+            raise ValueError(f"subject: {subject} is not of this split, which has {self.ids[0]} to {self.ids[-1]}")
+        whole = self.rois[self.ids.index(subject)]
+        if not whole.any():
+            in_plane = [s for a, s in enumerate(self.spacing_mm) if a != 2]
+            raise InputError(
+                f"phantom.voxel_mm: subject {subject} has no voxel of the right lobe that lies "
+                f"{_roi_mm((in_plane[0], in_plane[1])):.3g} mm from everything else, so that its region of interest is "
+                "empty; ask for smaller voxels, fewer or smaller lesions, or slices that meet the liver"
+            )
+        return whole
 
     def roi(self, subject: int, origin: tuple[int, ...], patch: tuple[int, ...]) -> Bool[np.ndarray, "*space"]:
         """Parenchyma of the right lobe, away from its edge, vessels, ducts and lesions; set by the geometry alone.
@@ -75,11 +89,10 @@ class LiverVolumes(VolumePhantom):
         Args:
             subject, origin: as a `Crop`, and the arrays of a data set, have them.
             patch: extent in voxels; two numbers for a slice.
-        Raises: ValueError if the split has no such subject or the patch does not lie in its volume.
+        Raises: ValueError if the split has no such subject or the patch does not lie in its volume; InputError if the
+            subject has no such voxel at all.
         """
-        if subject not in self.ids:
-            raise ValueError(f"subject: {subject} is not of this split, which has {self.ids[0]} to {self.ids[-1]}")
-        whole = self.rois[self.ids.index(subject)]
+        whole = self._of(subject)
         block = patch
         if len(patch) == len(origin) - 1:
             block = (*patch[: self.slice_axis], 1, *patch[self.slice_axis :])
@@ -307,12 +320,6 @@ def _load(spec: Liver, split: Split, slice_axis: int) -> LiverVolumes:
 
     def render(subject: int) -> Float[np.ndarray, "t y x z"]:
         shares, roi = spec.drawn(subject)
-        if not roi.any():
-            raise InputError(
-                f"phantom.voxel_mm: subject {subject} has no voxel of the right lobe that lies "
-                f"{_roi_mm(spec.voxel_mm):.3g} mm from everything else, so that its region of interest is empty; ask "
-                "for smaller voxels, fewer or smaller lesions, or slices that meet the liver"
-            )
         rois.append(slice_first(roi[None], slice_axis)[0])
         return shares
 

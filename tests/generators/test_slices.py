@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from generators.config import GeneratorConfig
-from generators.sample import Samples, draws, make_sample, make_samples, make_truth
+from generators.sample import Samples, draws, make_anatomy, make_sample, make_samples, make_truth
 from phantoms.shapes.geometry import Ball, Geometry
+from qsim.distributions import Streams
 from qsim.errors import InputError
+from qsim.kspace import RFSpike
 from tests.generators.test_sample import config, plain_table
 
 # two balls in every one of four subjects, of which one is test; the first and last slices are empty
@@ -164,11 +166,14 @@ def test_an_organ_lies_where_its_shift_says_in_every_image():
         assert shifts.shape == (4, 2)
         assert np.all(shifts[0] == 0)
         assert np.all(shifts[1:] != 0)
-        # its far edge, 5 mm beyond where it was, is carried by exp(-5^2 / (2 x 30^2)) = .986 of the shift
-        np.testing.assert_allclose(np.array(middles) - middles[0], shifts, atol=0.03, rtol=0.014)
+        np.testing.assert_allclose(np.array(middles) - middles[0], shifts, atol=0.03)
         # a disc that moves as one keeps its signal: the same tissue at every place
         area = [float((image.abs() > 0.5 * image.abs().max()).sum()) for image in truth.signal]
-        np.testing.assert_allclose(area, area[0], rtol=0.04)
+        np.testing.assert_allclose(area, area[0], rtol=0.03)
+        share = make_anatomy(c, [Streams(c.seed, index)])
+        # tissue neither shrinks nor grows: the sum of its shares
+        for seen in share.moved:
+            assert float(seen.voxels.purity.sum()) == pytest.approx(float(share.voxels.purity.sum()), rel=0.005)
 
 
 def test_labels_and_maps_are_those_of_the_first_image():
@@ -243,7 +248,10 @@ def test_two_series_of_the_same_subjects_share_all_values():
         a = make_truth(recovery, index).kappa[0]
         assert torch.equal(a, make_truth(decay, index).kappa[0])
         assert a[a > 0].std() > 0.02
-        # two measurements: one noise level, other noise
+        # two measurements: one noise level, other noise, other artefacts
+        spiked = [c.model_copy(update={"artefacts": (RFSpike(),)}) for c in (recovery, decay)]
+        spikes = [draws(c, index)["artefacts"][0] for c in spiked]
+        assert spikes[0] != spikes[1]
         one, other = (make_sample(c, index) for c in (recovery, decay))
         assert torch.equal(one.sigma, other.sigma)
         noise = [

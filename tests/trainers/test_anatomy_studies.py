@@ -13,6 +13,7 @@ from qsim.errors import InputError
 from trainers.studies.block_runner import Command
 from trainers.studies.blurriness import BlurrinessConfig, run_blurriness
 from trainers.studies.generalisation import GeneralisationConfig, run_generalisation
+from trainers.studies.study_plan import StudyConfig, make_plan
 
 DATA = {
     "seed": 4,
@@ -180,3 +181,30 @@ def test_too_large_a_structure_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match=r"structures\[0\]: draw 0 has no 32 x 32 voxels of pure wm"):
         run(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_draws_of_whole_slices_are_subjects(tmp_path):
+    """Slices of one subject share their tissue values: as draws they would pass for independent."""
+    data = {
+        "seed": 3,
+        "split": "test",
+        "sampling": "slices",
+        "phantom": {
+            "kind": "geometry",
+            "size": [20, 20, 9],
+            "spacing_mm": [1.0, 1.0, 1.0],
+            "subjects": 6,
+            "test_subjects": 3,
+            "shapes": [{"shape": "ball", "tissue": "wm", "radius_mm": 7.0}],
+        },
+        "tissues": {"kind": "sabidussi2021"},
+        "model": {"kind": "t2_prep", "te_prep": [0.01, 0.05, 0.1]},
+        "noise": {"kind": "gaussian", "sigma": {"kind": "constant", "value": 0.01}},
+    }
+    study = {"seed": 1, "kind": "noise", "data": data, "estimators": ["log-linear"], "snr": [30.0], "repeats": 2}
+    plan = make_plan(StudyConfig(**study, draws=3, crop=(20, 20)))
+    assert [origin.split(",")[0] for origin in plan.origins] == ["subject 3", "subject 4", "subject 5"]
+    t2 = [float(case.kappa[1][case.labels > 0].mean()) for case in plan.cases]
+    assert min(abs(a - b) for a, b in ((t2[0], t2[1]), (t2[1], t2[2]), (t2[0], t2[2]))) > 1e-4
+    with pytest.raises(InputError, match=r"^draws: 4, but with data.sampling: slices every draw is a subject.* has 3"):
+        make_plan(StudyConfig(**study, draws=4, crop=(20, 20)))

@@ -264,7 +264,7 @@ def make_plan(config: AnatomyStudy, command: Command = Command()) -> Plan:  # no
     crop = config.crop or _whole(world.phantom, config.data.slice_axis)
     data = config.data.model_copy(update={"patch": tuple(crop), "samples": config.draws})
     try:
-        truths = [make_truth(data, draw) for draw in range(config.draws)]
+        truths = [make_truth(data, index) for index in _draws(data, config.draws)]
     except InputError as error:
         # the patch of the generator is the crop of the study
         raise InputError(
@@ -298,6 +298,24 @@ def make_plan(config: AnatomyStudy, command: Command = Command()) -> Plan:  # no
         methods=methods,
         device=command.device,
     )
+
+
+def _draws(data: GeneratorConfig, draws: int) -> list[int]:
+    """Samples that are the draws: of whole slices, the middle one of as many subjects, whose values are their own.
+
+    Raises: InputError if there are fewer subjects.
+    """
+    if data.sampling == "patches":
+        return list(range(draws))
+    of_subject: dict[int, list[int]] = {}
+    for index, (subject, _) in enumerate(scene(data).order):
+        of_subject.setdefault(subject, []).append(index)
+    if draws > len(of_subject):
+        raise InputError(
+            f"draws: {draws}, but with data.sampling: slices every draw is a subject, and the {data.split} split has "
+            f"{len(of_subject)}; ask for at most that many"
+        )
+    return [indices[len(indices) // 2] for indices in list(of_subject.values())[:draws]]
 
 
 def _whole(phantom: object, slice_axis: int) -> tuple[int, ...]:
