@@ -125,6 +125,9 @@ def map_(
     std: Annotated[bool, typer.Option("--std", help="Also standard deviations.")] = False,
     slices: Annotated[str, typer.Option(metavar="A:B", help="Only these, from 0, without B.")] = "",
     magnitude: Annotated[bool, typer.Option("--magnitude", help="Of complex images take the modulus.")] = False,
+    signed: Annotated[
+        str, typer.Option(metavar="yes|no", help="Whether negative values are signal; else they tell it themselves.")
+    ] = "",
     dataset: Annotated[str, typer.Option(metavar="NAME", help="Array inside of MATLAB, HDF5, npz.")] = "",
     axes: Annotated[str, typer.Option(metavar="LETTERS", help="Of such an array: n c z y x in its order.")] = "",
     voxel_mm: Annotated[str, typer.Option(metavar="Z,Y,X", help="Voxel size of such an array [mm].")] = "",
@@ -156,6 +159,7 @@ def map_(
         std=std,
         slices=slices,
         magnitude=magnitude,
+        signed=signed,
         dataset=dataset,
         axes=axes,
         voxel_mm=voxel_mm,

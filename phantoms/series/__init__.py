@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from phantoms.series.base import Series as Series
     from phantoms.series.model import key_for as key_for
+    from phantoms.series.model import model_and_notes as model_and_notes
     from phantoms.series.model import model_for as model_for
     from phantoms.series.opening import open_series as open_series
 
 _MODULES = {
     "Series": "phantoms.series.base",
     "key_for": "phantoms.series.model",
+    "model_and_notes": "phantoms.series.model",
     "model_for": "phantoms.series.model",
     "open_series": "phantoms.series.opening",
 }

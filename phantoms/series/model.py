@@ -3,11 +3,15 @@
     InversionTime -> inversion_recovery      SpinLockTime -> spin_lock      SaturationTime -> saturation_recovery
     EchoTime -> spin_echo (MEGRE: gradient_echo)      T2PrepTime -> t2_prep      FlipAngle -> spoiled_gradient_echo
 
-Series with negative values are fitted signed.
+A recovery with negative values is signed or a magnitude, which its values tell (`phantoms.series.sign`). Decays and
+flip angles have no sign: their values are fitted as they are, those below zero too.
 """
+
+from collections.abc import Sequence
 
 from phantoms.series.base import Series
 from phantoms.series.sidecars import KEYS
+from phantoms.series.sign import OPTION, find_sign
 from qsim.errors import InputError
 from qsim.signals import (
     BiExponential,
@@ -72,17 +76,48 @@ def model_for(series: Series, signal: str | None = None, signed: bool | None = N
 
     Args:
         signal: kind; None: by the key of the times.
-        signed: whether the sign is kept; None: if there are negative values.
+        signed: whether the sign is kept; None: told by the values.
     Raises: InputError naming the file and the field.
     """
+    return model_and_notes((series,), signal, signed)[0]
+
+
+def model_and_notes(
+    repeats: Sequence[Series],
+    signal: str | None = None,
+    signed: bool | None = None,
+    words: tuple[str, str] = OPTION,
+) -> tuple[SignalModel, tuple[str, ...]]:
+    """The signal model of repeats of one protocol, with the times of the first, and what became of negative values.
+
+    Args:
+        signal, signed: as for `model_for`.
+        words: how the user says that the sign is kept, and that it is not.
+    Raises: InputError naming the file and the field.
+    """
+    model = _of_sign(repeats[0], signal, False)
+    if hasattr(model, "signed"):
+        sign, notes = find_sign(repeats, signed, words)
+        return _of_sign(repeats[0], signal, sign), notes
+    if signed:
+        raise InputError(f"--signed: does not go with {type(model).__name__}, whose signal is never negative")
+    if not any(series.signed for series in repeats):
+        return model, ()
+    note = (
+        f"{type(model).__name__} is never negative, values below zero are taken for noise: fitted as they are, except "
+        "by log-linear and rician, which give no value in such voxels"
+    )
+    return model, (note,)
+
+
+def _of_sign(series: Series, signal: str | None, signed: bool) -> SignalModel:
     kind = signal if signal is not None else _kind(series)
     key = key_for(kind)
     who = str(series.files[0]) if series.files else series.name
     if (key == "FlipAngle") != (series.key == "FlipAngle"):
         raise InputError(f"--signal: {kind} needs {key}, {who} comes with {series.key or 'times without a name'}")
-    sign = series.signed if signed is None else signed
     try:
-        return _built(kind, series, sign, who)
+        return _built(kind, series, signed, who)
     except InputError:
         raise
     except ValueError as error:

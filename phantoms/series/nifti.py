@@ -146,7 +146,7 @@ def check_values(name: str, volumes: Sequence[Shaped[np.ndarray, "z y x"]]) -> t
     if wrong:
         notes.append(f"{name}: NaN or infinity in {wrong} of {total} voxels; they are not computed")
     if negative:
-        notes.append(f"{name}: {negative} of {total} voxels are negative: the series is taken as signed")
+        notes.append(f"{name}: {negative} of {total} values are negative")
     if rounded:
         notes.append(f"{name}: whole numbers above 2^24 are rounded to single precision")
     return tuple(notes)

@@ -2,6 +2,7 @@
 
 from math import prod
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
@@ -49,7 +50,7 @@ def fisher_information(
     """
     kappa = kappa.double()
     noise = torch.as_tensor(sigma, dtype=torch.float64, device=kappa.device)
-    q, space = kappa.shape[0], torch.broadcast_shapes(kappa.shape[1:], noise.shape)
+    q, space = kappa.shape[0], np.broadcast_shapes(kappa.shape[1:], noise.shape)
     n_voxels = prod(space)
     missing = len(space) - (kappa.ndim - 1)
     voxels = kappa.reshape(q, *(1,) * missing, *kappa.shape[1:]).expand(q, *space).reshape(q, n_voxels)

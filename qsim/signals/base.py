@@ -5,6 +5,7 @@ from math import isfinite
 from statistics import median
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Inexact
 from torch import Tensor
@@ -82,7 +83,7 @@ def may_overwrite(tensor: Tensor, *others: Tensor) -> bool:
     """
     if torch.is_grad_enabled() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return False
-    return all(torch.broadcast_shapes(tensor.shape, other.shape) == tensor.shape for other in others)
+    return all(np.broadcast_shapes(tensor.shape, other.shape) == tensor.shape for other in others)
 
 
 def real_signal(model: SignalModel, signal: Inexact[Tensor, "n *space"]) -> Float[Tensor, "n *space"]:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -270,7 +271,7 @@ def _in_blocks(
     """Voxels are carried in blocks that fit the cache; they do not mix."""
     n = _n_images(events)
     start: Tensor = torch.as_tensor(mz0, dtype=spin.t1.dtype, device=spin.t1.device)
-    shape = torch.broadcast_shapes(spin.t1.shape, start.shape)
+    shape = np.broadcast_shapes(spin.t1.shape, start.shape)
     start, spin = start.expand(shape), spin.map(lambda x: x.expand(shape))
     voxels = prod(shape)
     if spin.t1.device.type != "cpu" or n * voxels <= 2 * _BLOCK:

@@ -150,7 +150,7 @@ def test_the_key_chooses_the_model(tmp_path: Path, content: dict[str, object], n
 
 def test_negative_values_are_fitted_signed_unless_told_otherwise(tmp_path: Path) -> None:
     array = stored()
-    array[0, 0, 0, 0] = -4
+    array[..., 0] *= -2
     series = open_series(save(tmp_path / "x.nii", array, {"InversionTime": TI}))
     assert model_for(series) == InversionRecovery(ti=tuple(TI), signed=True)
     assert model_for(series, signed=False) == InversionRecovery(ti=tuple(TI))

@@ -295,7 +295,7 @@ def test_a_recovery_and_a_decay_of_one_subject_live_in_one_folder(tmp_path):
 
 def test_a_method_for_magnitudes_refuses_signs_and_a_note_names_only_rows_of_the_model(tmp_path):
     series, _ = recovery((1.9, 1.9, 1.9))
-    with pytest.raises(InputError, match=r"^--method: rician fits magnitudes, and the series has negative values"):
+    with pytest.raises(InputError, match=r"^--method: rician fits magnitudes, and the series is signed"):
         map_series(series, InversionRecovery(ti=TI, signed=True), MapJob(out=tmp_path / "o", method="rician"))
     record = map_series(decay(), MODEL, MapJob(out=tmp_path / "p", method="empirical-bayes", slices=(1, 2)))
     assert not any("common to the voxels" in note for note in record.notes)
@@ -450,6 +450,26 @@ def test_the_command(tmp_path, file, monkeypatch, capsys, unchecked):
     record = json.loads(printed)
     assert record["sigma"] == 4.0
     assert json.loads((out / "sub-knee/anat/sub-knee_T2map.json").read_text())["SignalModel"]["kind"] == "t2_prep"
+
+
+def test_the_command_is_told_signs_that_the_values_do_not_tell(tmp_path, monkeypatch, capsys, unchecked):
+    """A fifth of the energy below zero: refused, then signed or a magnitude as it is said."""
+    stack = np.abs(np.stack(recovery((1.9, 1.9, 1.9))[0].volumes))
+    # E = a^2 / (a^2 + the others)
+    stack[0] *= -np.sqrt(0.25 * (stack[1:] ** 2).sum(0) / stack[0] ** 2)
+    save(tmp_path / "x.nii.gz", stack)
+    (tmp_path / "x.json").write_text(json.dumps({"InversionTime": TI}))
+    words = (tmp_path / "x.nii.gz", "--method", "least-squares", "--out", tmp_path / "out", "--overwrite", "--json")
+    code, _, wrong = run(monkeypatch, capsys, *words)
+    assert code == 2
+    assert "--signed: missing; negative values hold 20 % of the energy of the object: write --signed yes if" in wrong
+    for said, signed in (("yes", True), ("no", False)):
+        code, _, _ = run(monkeypatch, capsys, *words, "--signed", said)
+        assert code == 0
+        sidecar = json.loads(next((tmp_path / "out").rglob("*_T1map.json")).read_text())
+        assert sidecar["SignalModel"]["signed"] is signed
+    code, _, wrong = run(monkeypatch, capsys, *words, "--signed", "maybe")
+    assert (code, "--signed: got 'maybe', wanted yes or no" in wrong) == (2, True)
 
 
 @pytest.mark.parametrize(

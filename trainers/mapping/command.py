@@ -2,18 +2,21 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import typer
 
-from generators.cli import bar
-from phantoms.series import key_for, model_for, open_series
+from generators.cli import bar, stopped
+from phantoms.series import key_for, model_and_notes, open_series
 from qsim.errors import InputError
 from trainers.mapping.inputs import MapJob, Option
 from trainers.mapping.output import status_text, text_of
 from trainers.mapping.series import MapRecord, map_series
+
+# notes that stand under a head of their own
+_WITH_A_HEAD = ("motion: ", "warning: ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class MapWords:
     std: bool = False
     slices: str = ""
     magnitude: bool = False
+    signed: str = ""
     dataset: str = ""
     axes: str = ""
     voxel_mm: str = ""
@@ -53,6 +57,9 @@ def run(series: Path, out: Path, words: MapWords, *, as_json: bool) -> None:
     job = job_of(out, words)
     if words.b1 and not Path(words.b1).is_file():
         raise InputError(f"--b1: {words.b1} does not exist")
+    if words.signed not in ("", "yes", "no"):
+        raise InputError(f"--signed: got {words.signed!r}, wanted yes or no")
+    signed = words.signed == "yes" if words.signed else None
     opened = open_series(
         series,
         times=_times(words.times) if words.times else None,
@@ -64,11 +71,12 @@ def run(series: Path, out: Path, words: MapWords, *, as_json: bool) -> None:
         magnitude=words.magnitude,
         kspace=words.kspace,
     )
-    model = model_for(opened, words.signal or None)
+    model, notes = model_and_notes((opened,), words.signal or None, signed)
+    opened = replace(opened, notes=(*opened.notes, *notes))
     if words.b1 and "REL_B1" not in [p.name for p in model.parameters]:
         rows = ", ".join(p.name for p in model.parameters)
         raise InputError(f"--b1: the signal model has no REL_B1 and takes no B1 map; it has {rows}")
-    with bar("map", "slices") as progress:
+    with stopped("stopped; nothing was written"), bar("map", "slices") as progress:
         record = map_series(opened, model, job, progress)
     if as_json:
         typer.echo(json.dumps(record.as_json(), indent=1, allow_nan=False))
@@ -81,7 +89,7 @@ def _lines(record: MapRecord) -> list[str]:
     lines += [f"  {text_of(each, _suffix(each.file))}" for each in record.maps]
     lines.append(f"  status       {status_text(record.status)}")
     lines.append(f"  sigma        {record.noise}")
-    return lines + [note if note.startswith("motion: ") else f"note: {note}" for note in record.notes]
+    return lines + [note if note.startswith(_WITH_A_HEAD) else f"note: {note}" for note in record.notes]
 
 
 def _suffix(file: str) -> str:

@@ -123,7 +123,8 @@ def _built(job: MapJob, model: SignalModel, told: Sequence[str]) -> Mapper:
     name = job.method
     if name == "rician" and getattr(model, "signed", False):
         raise InputError(
-            "--method: rician fits magnitudes, and the series has negative values; use least-squares, or another method"
+            "--method: rician fits magnitudes, and the series is signed; use least-squares, or another method "
+            "(--signed no, if its negative values are noise)"
         )
     options = dict(job.options)
     if job.std:

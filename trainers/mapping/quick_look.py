@@ -65,9 +65,18 @@ def picture(panels: Sequence[Panel], spacing_mm: tuple[float, float], title: str
         axis.set_facecolor("black")
     for axis, panel in zip(axes.flat, panels, strict=False):
         _draw(figure, axis, panel, spacing_mm[0] / spacing_mm[1])
-    figure.suptitle(title, color="white", fontsize=9)
+    figure.suptitle(drawable(title), color="white", fontsize=9)
     # no name of the program and its version: the same maps give the same picture
     figure.savefig(file, format="png", dpi=110, facecolor="black", metadata={"Software": None})
+
+
+def drawable(text: str) -> str:
+    """A text as plain characters: what the font lacks as escapes of ASCII, $ as itself rather than as maths."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    known = get_font(findfont(FontProperties())).get_charmap()
+    plain = "".join(c if ord(c) in known else c.encode("ascii", "backslashreplace").decode() for c in text)
+    return plain.replace("$", r"\$")
 
 
 def _draw(figure: "Figure", axis: "Axes", panel: Panel, aspect: float) -> None:

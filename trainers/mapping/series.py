@@ -22,6 +22,7 @@ from phantoms.files.derivatives import Json, Sources, derivatives, name_of
 from phantoms.files.map_files import Place
 from phantoms.series.base import Series
 from qsim.errors import InputError
+from qsim.estimators import Status
 from qsim.signals.base import SignalModel
 from trainers.mapping.inputs import MapJob, foreground, mapper
 from trainers.mapping.known import read_known, read_mask
@@ -29,6 +30,7 @@ from trainers.mapping.motion import steadied, write_table
 from trainers.mapping.names import stems, told_apart
 from trainers.mapping.noise import noise_of
 from trainers.mapping.output import (
+    LEGEND,
     MapSummary,
     MapWriter,
     bound_notes,
@@ -44,6 +46,9 @@ from trainers.mapping.quick_look import picture
 from trainers.mapping.task import MapTask, about, depth_of, who
 
 Progress = Callable[[int, int], None]
+# share of the voxels without an estimate above which the signal model is in doubt [1]
+_MOST = 0.5
+_WARNS = "warning: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +141,7 @@ def _map(series: Series, model: SignalModel, job: MapJob, progress: Progress | N
         z = int(task.region.reshape(len(task.region), -1).sum(1).argmax())
         maps, panels, shares = summarise(writer, made.folder, task.region, z)
         notes += bound_notes(maps, int(task.region.sum()), "mask" if task.masked else "object")
+        notes += _doubt(shares, kind)
         said: dict[str, Json] = {
             "Sources": sources.uris(made.link),
             **common(job, series, model, task.mapper.record, told, notes),
@@ -211,6 +217,20 @@ def _slices(series: Series, job: MapJob) -> range:
             "A:B counts from 0 and leaves B out"
         )
     return range(first, last)
+
+
+def _doubt(shares: Mapping[str, float], kind: str) -> tuple[str, ...]:
+    """A sentence where most voxels have no estimate but a limit, which the wrong signal model gives as well.
+
+    Args:
+        shares: of each status [1].
+        kind: of the signal model.
+    """
+    lost = {name: shares.get(name, 0.0) for name in (LEGEND[Status.AT_BOUND], LEGEND[Status.NOT_CONVERGED])}
+    if sum(lost.values()) <= _MOST:
+        return ()
+    said = ", ".join(f"{100 * share:.3g} % {name}" for name, share in lost.items() if share > 0)
+    return (f"{_WARNS}{said.replace(' % at bound', ' % at a bound')}: is {kind} the right signal model?",)
 
 
 def _broken(task: MapTask) -> int:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from phantoms.series import model_for
+from phantoms.series import model_and_notes
 from phantoms.series.base import Series
 from qsim.errors import InputError
 from qsim.estimators.base import computable
@@ -20,14 +20,14 @@ from qsim.signals.base import SignalModel
 from trainers.mapping.inputs import MapJob, find_sigma, foreground
 from trainers.mapping.known import read_known, read_mask, read_volume
 from trainers.studies.outputs import sha256_of
-from trainers.studies.repeated_series import FieldOfStudy, Scans, find_sign, open_repeats
+from trainers.studies.repeated_series import FieldOfStudy, Scans, open_repeats
 
 # voxels of which sigma is estimated, and that are mapped together
 _VOXELS = 1 << 17
 # sigma of one scan and that between repeats that differ by more than this factor are told apart in a note
 _ALIKE = 1.25
-# what the opening of a series says of negative values, which here `find_sign` judges
-_SIGNED = "the series is taken as signed"
+# how a config says that images are signed, and that they are not
+_WORDS = ("signed: true", "signed: false")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,13 +88,7 @@ def read_scans(scans: Scans, field: str) -> Measured:
     opened = open_repeats(scans, field)
     first = opened[0]
     with FieldOfStudy(field):
-        model = model_for(first, scans.signal, False)
-    sign_notes: tuple[str, ...] = ()
-    if hasattr(model, "signed"):
-        signed, sign_notes = find_sign(opened, scans, field)
-        model = model_for(first, scans.signal, signed)
-    elif scans.signed:
-        raise InputError(f"{field}.signed: does not go with {type(model).__name__}, whose signal is never negative")
+        model, sign_notes = model_and_notes(opened, scans.signal, scans.signed, _WORDS)
     if len(first.volumes) != model.n_images:
         raise InputError(f"{field}.series[0]: holds {len(first.volumes)} images, its signal model {model.n_images}")
     start, end = scans.slices or (0, first.space[0])
@@ -118,8 +112,6 @@ def read_scans(scans: Scans, field: str) -> Measured:
     if not bool(mask.any()):
         raise InputError(f"{field}.mask: no voxel can be mapped: all are left out, zero or not finite")
     repeated = dict.fromkeys(note for series in opened for note in series.notes)
-    if not getattr(model, "signed", False):
-        repeated = {note: None for note in repeated if not note.endswith(_SIGNED)}
     notes = [*repeated, *sign_notes, *told.notes]
     if masked and int(mask.sum()) < asked:
         notes.append(f"{asked - int(mask.sum())} of {asked} voxels cannot be computed in some repeat, and are left out")

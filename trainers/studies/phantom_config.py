@@ -49,6 +49,11 @@ class PhantomConfig(RootConfig):
     @field_validator("data", mode="before")
     @classmethod
     def _whole_slices(cls, given: Any) -> Any:
+        told = given.get("nominal") if isinstance(given, dict) else None
+        for name, inner in told.items() if isinstance(told, dict) and "kind" not in told else ():
+            # without this every label would be refused with a line of its own
+            if isinstance(inner, dict) and "kind" in inner:
+                raise ValueError(f"data.nominal: kind stands directly under nominal, not under {name}")
         return filled_in(given)
 
     @field_validator("estimators", mode="before")

@@ -9,7 +9,6 @@ Every repeat is opened as `qsim map` opens it. All must have the same grid, the 
 timings; what differs is refused, naming the repeat. Nothing is registered or resampled here.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,10 +22,6 @@ from qsim.errors import InputError
 
 # of times that count as the same: single precision and rounding to a tenth of a microsecond
 _SAME = 1e-5
-# voxels under this share of the brightest say nothing of the sign
-_BRIGHT = 0.3
-# E of magnitudes whose noise was added afterwards is 0.05 at SNR 5; of a signed inversion recovery 0.5 and more
-_NOISE, _INVERTED = 0.05, 0.3
 
 
 class Scans(BaseModel):
@@ -156,45 +151,3 @@ def _alike(where: str, series: Series, first: Series, scans: Scans) -> None:
 
 def _said(number: float | None) -> str:
     return "missing" if number is None else f"{number:.6g}"
-
-
-def find_sign(repeats: Sequence[Series], scans: Scans, field: str) -> tuple[bool, tuple[str, ...]]:
-    """Whether the images are signed, for signal models that may be either: as the config says, else by their values.
-
-    The negative part of the energy tells inverted magnetisation from noise that was added to a magnitude:
-
-        E = sum min(s, 0)^2 / sum s^2                 over the images of the bright voxels of a repeat
-
-    Returns: whether they are, and a note where noise alone is negative.
-    Raises: InputError, starting with the field, if E lies between the two.
-    """
-    if scans.signed is not None:
-        return scans.signed, ()
-    if not any(series.signed for series in repeats):
-        return False, ()
-    share = max(_negative_energy(series) for series in repeats)
-    if share >= _INVERTED:
-        return True, ()
-    count = sum(int((volume < 0).sum()) for series in repeats for volume in series.volumes)
-    of = sum(volume.size for series in repeats for volume in series.volumes)
-    told = f"{100 * count / of:.2g} % of the values are negative, with {100 * share:.2g} % of the energy of the object"
-    if share > _NOISE:
-        raise InputError(
-            f"{field}.signed: missing; {told}: write signed: true if the sign is that of the magnetisation, "
-            "signed: false for magnitudes with noise around zero"
-        )
-    note = (
-        f"{told}: taken for noise around magnitudes (signed: true keeps the sign); rician and log-linear give no value "
-        "in such voxels"
-    )
-    return False, (note,)
-
-
-def _negative_energy(series: Series) -> float:
-    """E of a series, 0 where it has no value."""
-    images = np.nan_to_num(series.slab(0, series.space[0]).astype(np.float64), posinf=0, neginf=0)
-    top = np.abs(images).max(0)
-    if not top.any():
-        return 0.0
-    bright = images[:, top > _BRIGHT * np.quantile(top[top > 0], 0.99)]
-    return float(np.square(np.minimum(bright, 0)).sum() / np.square(bright).sum())
