@@ -5,6 +5,8 @@ import pytest
 import scipy.stats
 
 from qsim.estimators.base import Status
+from qsim.evaluation.metrics import Interval
+from qsim.evaluation.pages.phantom_page import _figure, _held
 from qsim.evaluation.studies.phantom_rois import (
     Phantom,
     Region,
@@ -92,6 +94,16 @@ def test_the_paired_test_is_that_of_scipy():
     assert np.isnan(paired(a, a).p)
 
 
+def test_differences_that_are_all_the_same_have_no_test():
+    cv = np.random.default_rng(2).uniform(0.5, 4, 11)
+    found = paired(np.log(1.1 * cv), np.log(cv))
+    assert found.difference.value == pytest.approx(np.log(1.1), rel=1e-12)
+    assert np.isnan([found.p, found.difference.low, found.difference.high]).all()
+    assert found.n == 11
+    # with a spread that is more than rounding there is one
+    assert paired(np.log(1.1 * cv * (1 + 1e-6 * np.arange(11))), np.log(cv)).p < 1e-20
+
+
 def study(**changes):
     """Two methods, three regions of which two are covered, two draws of two repeats."""
     regions = [Region(1, "one", 0.5, True), Region(2, "two", 1.0, True), Region(3, "three", 2.0, False)]
@@ -129,9 +141,12 @@ def test_summaries_are_of_covered_regions():
     assert found.summary("exact", 0, "abs_bias").value == pytest.approx(0.0, abs=1e-4)
     # +-1 % in one draw, +-2 % in the other: CV sqrt(2) and 2 sqrt(2) %
     assert found.summary("exact", 0, "cv").value == pytest.approx(1.5 * np.sqrt(2), rel=1e-4)
-    # t(0.975, 1) = 12.7062 of the two regions' |bias| 2 and 6
+    # t(0.975, 1) = 12.7062 of the two regions' bias 2 and -6, and of the logarithms of |bias|: never below 0
+    held = found.summary("off", 0, "bias")
+    assert held.high - held.value == pytest.approx(12.7062 * np.std([2, -6], ddof=1) / np.sqrt(2), rel=1e-4)
     held = found.summary("off", 0, "abs_bias")
-    assert held.high - held.value == pytest.approx(12.7062 * np.std([2, 6], ddof=1) / np.sqrt(2), rel=1e-4)
+    factor = np.exp(12.7062 * np.std(np.log([2, 6]), ddof=1) / np.sqrt(2))
+    assert (held.low, held.high) == pytest.approx((4 / factor, 4 * factor), rel=1e-3)
     test = found.test("off", "exact", 0, "abs_bias")
     assert test.n == 2
     assert test.difference.value == pytest.approx(4.0, abs=1e-4)
@@ -148,3 +163,19 @@ def test_the_long_table():
     assert by["exact", "covered", "all", "p_abs_bias_against_off"].n == 2
     assert len(by) == len(table)
     assert csv_text(table).splitlines()[0].startswith("study,estimator,tissue,parameter,snr,sigma,draw,metric,value")
+
+
+@pytest.mark.parametrize(
+    ("value", "printed"),
+    [
+        *((0.0, "0"), (4e-5, "4.0·10⁻⁵"), (-3.21e-12, "−3.2·10⁻¹²"), (0.00123, "0.0012"), (-0.0456, "−0.046")),
+        *((0.0999, "0.10"), (0.09951, "0.10"), (0.123, "0.12"), (3.21, "3.2"), (-31.06, "−31"), (np.nan, "–")),
+    ],
+)
+def test_two_significant_digits(value, printed):
+    assert _figure(value) == printed
+
+
+def test_an_interval_of_a_size_stays_above_zero_in_print():
+    assert _held(Interval(4e-5, 1.1e-5, 2e-4)) == "4.0·10⁻⁵ (1.1·10⁻⁵ to 0.00020)"
+    assert _held(Interval(0.0, np.nan, np.nan)) == "0"

@@ -1,9 +1,13 @@
 """Test-retest statistics against published worked examples, closed forms, and Monte Carlo truth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
+from qsim.evaluation.pages.test_retest_content import Retest
+from qsim.evaluation.pages.test_retest_lead import _repeating
 from qsim.evaluation.repeatability import (
     bland_altman,
     concordance,
@@ -12,6 +16,7 @@ from qsim.evaluation.repeatability import (
     voxel_cv,
     within_subject,
 )
+from qsim.evaluation.studies.test_retest_table import Found, Repeats, rows
 
 # peak expiratory flow [l/min] of Bland and Altman 1986, doi:10.1016/S0140-6736(86)90837-8: two readings of two meters
 WRIGHT = np.array(
@@ -106,6 +111,11 @@ def test_values_that_are_missing_are_left_out_of_all_repeats():
     assert np.isnan(icc(np.full((2, 3), np.nan)).value)
     # a logarithm needs positive values
     assert np.isnan(within_subject(np.array([[1.0, -1.0], [1.1, -1.2]])).cv_log.value)
+    # nor is there a CV of what is not positive: the target is not dropped, whatever its SD
+    mixed = within_subject(np.array([[1.0, 2.0, -0.1], [1.1, 2.1, 0.1]]))
+    assert mixed.n == 3
+    assert np.isnan([mixed.cv.value, mixed.cv.low, mixed.cv.high]).all()
+    assert mixed.sd.value == pytest.approx(np.sqrt((0.005 + 0.005 + 0.02) / 3), rel=1e-12)
     with pytest.raises(ValueError, match="at least two"):
         within_subject(values[:1])
 
@@ -149,3 +159,49 @@ def test_unequal_variances_widen_the_interval():
     assert 0.90 < hits / 500 < 0.97
     # taking the variances as equal covers far less
     assert pooled / 500 < hits / 500 - 0.05
+
+
+@pytest.mark.parametrize(("targets", "spread", "coverage"), [(10, 1.244, 0.87), (50, 1.244, 0.88), (400, 2.488, 0.83)])
+def test_coverage_of_few_targets_and_wide_spread_is_as_stated(targets, spread, coverage):
+    # SD of the logarithm of the variance: 1.244 is a factor of 60 from 5 to 95 %
+    rng = np.random.default_rng(targets)
+    hits = 0
+    for _ in range(1000):
+        variance = np.exp(spread * rng.standard_normal(targets))
+        found = within_subject(10 + np.sqrt(variance) * rng.standard_normal((2, targets))).sd
+        hits += found.low < np.sqrt(variance.mean()) < found.high
+    # the binomial SD of 1000 trials is 1 per cent
+    assert hits / 1000 == pytest.approx(coverage, abs=0.03)
+
+
+def repeats(draw, values):
+    everywhere = np.ones(values.shape[1], bool)
+    return Repeats(draw, 10.0, 0.065, {"a": values}, {"all": everywhere}, everywhere[None], None, {})
+
+
+def test_p_of_a_trend_over_draws_is_that_of_their_slopes():
+    rng = np.random.default_rng(4)
+    draws = []
+    for draw in range(4):
+        first = rng.uniform(1, 2, 60)
+        draws.append(repeats(draw, np.stack([first, 1.02 * first + 0.05 * rng.standard_normal(60)])))
+    slopes = [stats.linregress(d.maps["a"].mean(0), np.diff(d.maps["a"], axis=0)[0]).slope for d in draws]
+    found = {r.metric: r for r in rows("test_retest", "T1", draws, "a") if r.draw == "all"}["difference_trend_p"]
+    assert found.value == pytest.approx(stats.ttest_1samp(slopes, 0).pvalue, rel=1e-8)
+    assert np.isnan([found.low, found.high]).all()
+    # draws that do not differ have no spread to test against
+    same = [repeats(draw, draws[0].maps["a"]) for draw in range(3)]
+    found = {r.metric: r for r in rows("test_retest", "T1", same, "a") if r.draw == "all"}["difference_trend_p"]
+    assert np.isnan(found.value)
+
+
+def test_a_method_of_negative_times_is_named_and_not_ranked():
+    values = np.array([[1.0, 2.0, -0.1], [1.1, 2.1, 0.05]])
+    given = repeats(0, values)
+    given = replace(given, maps={"a": values, "b": np.abs(values)})
+    table = Found(list(rows("test_retest", "T1", [given], "a")))
+    about = Retest("T1", "T_1", ["a", "b"], (), "a", 2, [given], table, [], ("wm", "gm"), "", {})
+    said = str(_repeating(about, 10.0))
+    assert "of <b>b</b>" in said
+    assert "not positive: a." in said
+    assert "No value" not in said

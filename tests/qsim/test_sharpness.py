@@ -1,6 +1,7 @@
 """Sharpness of boundaries: edges of known place, direction and width; scipy's t-test on the raw arrays; real labels."""
 
 import base64
+from dataclasses import replace
 from math import log, sqrt
 from xml.etree import ElementTree
 
@@ -12,9 +13,13 @@ from scipy.optimize import minimize
 from scipy.special import ndtr
 
 from qsim.evaluation.pages.sharpness_figures import examples_figure, profiles_figure, widths_figure
+from qsim.evaluation.pages.test_retest_content import Retest
+from qsim.evaluation.pages.test_retest_page import _sharpness as page_of_sharpness
 from qsim.evaluation.sharpness.fits import EdgeFit, compare, fit_edge, holm, measure_sharpness
 from qsim.evaluation.sharpness.places import place_in_slices, place_profiles
 from qsim.evaluation.sharpness.profiles import Profile, sample
+from qsim.evaluation.studies.boundary_sharpness import Labelled, place, sharpness
+from qsim.evaluation.studies.test_retest_table import Found, Repeats
 
 SIZE = 97
 GENERIC = (17.0, 33.0, 61.0, 152.0, 283.0)
@@ -360,11 +365,11 @@ def test_noise_leaves_the_width_unbiased_and_its_standard_error_is_right():
     noise = rng(8)
     fits = [
         measure_sharpness({"a": values + 0.01 * noise.standard_normal(values.shape)}, places).fits["a"][0]
-        for _ in range(200)
+        for _ in range(120)
     ]
     assert all(fit.ok for fit in fits)
     errors = np.array([log(fit.w_mm / truth.w_mm) for fit in fits])
-    assert abs(errors.mean()) < 2.5 * errors.std(ddof=1) / sqrt(200)
+    assert abs(errors.mean()) < 2.5 * errors.std(ddof=1) / sqrt(120)
     # interpolated noise is neither white nor of one variance: the standard error is right to a quarter
     assert np.sqrt(np.mean([fit.log_width_se**2 for fit in fits])) == pytest.approx(errors.std(ddof=1), rel=0.25)
 
@@ -582,3 +587,55 @@ def test_figures_say_what_they_show():
         profiles_figure(np.full((9, 9), np.nan), places, "T1", "s", 0.7, 1.5, (1.0, 1.0))
     with pytest.raises(ValueError, match="which is empty"):
         examples_figure(found, "T_1", "s", [])
+
+
+# studies
+
+
+def scanned(maps, truth=None):
+    """Profiles and repeats of a round boundary of w = 0.8 voxels; `maps` of the whole slice, or a noise."""
+    y, x = np.meshgrid(*[np.arange(90) - 44.5] * 2, indexing="ij")
+    distance = np.hypot(y, x) - 28.3
+    labels, step = np.where(distance < 0, 1, 2).astype(np.uint8), 1 + 1 / (1 + np.exp(-distance / 0.8))
+    noise = rng(6)
+    made = {name: step + sd * noise.standard_normal((2, *step.shape)) for name, sd in maps.items()}
+    mask = np.ones(step.shape, bool)
+    flat = {name: values.reshape(2, -1) for name, values in made.items()}
+    repeats = Repeats(0, 10.0, 0.065, flat, {"all": mask.ravel()}, mask, step.ravel() if truth else None, {})
+    places = place([Labelled(labels, {"wm": 1, "gm": 2}, (1.0, 1.0))], ("wm", "gm"), 20, 8.0, 3)
+    return places, repeats
+
+
+def test_noise_along_profiles_is_that_of_the_voxels_and_warned_of_where_it_differs():
+    places, repeats = scanned({"quiet": 0.03, "noisy": 0.14, "same": 0.14, "calm": 0.05})
+    pairs = [("quiet", "noisy"), ("noisy", "same"), ("quiet", "calm")]
+    (found,) = sharpness(places, [repeats], pairs, "quiet")
+    # twenty profiles tell a noise to about a tenth; the share that samples hold depends on the length
+    assert found.noise("quiet") == pytest.approx(0.03, rel=0.25)
+    assert found.noise("noisy") == pytest.approx(0.14, rel=0.25)
+    assert found.unlike == [("quiet", "noisy")]
+    about = Retest(
+        *("T1", "T_1", list(repeats.maps), (), "quiet", 2, [repeats], Found([]), [found], ("wm", "gm"), "", {})
+    )
+    *_, said = page_of_sharpness(about, repeats, found)
+    assert "quiet / noisy and is above 0.1" in str(said)
+    assert "calm" not in str(said)
+
+
+@pytest.mark.parametrize("truth", [True, False])
+def test_the_direction_of_a_step_is_that_of_the_truth(truth):
+    """A reference of no value in a tissue, or that has the tissues the other way round, decides nothing on a twin."""
+    places, repeats = scanned({"reference": 0.02, "other": 0.02}, truth)
+    turned = repeats.maps["reference"].copy()
+    turned[0] = 3 - turned[0]
+    (found,) = sharpness(
+        places, [replace(repeats, maps={**repeats.maps, "reference": turned})], [("reference", "other")], "reference"
+    )
+    lost = "reference" if truth else "other"
+    assert found.together.left_out(lost) == {"wrong contrast": found.offered}
+    assert not found.together.left_out("other" if truth else "reference")
+    # labels that lie where no map has a value: either direction counts
+    (at,) = places
+    elsewhere = np.where(at.labels == at.inside, 7, at.labels).astype(np.uint8)
+    (found,) = sharpness([replace(at, labels=elsewhere)], [repeats], [("reference", "other")], "reference")
+    assert all(fit.ok for fits in found.fits.values() for fit in fits)

@@ -19,6 +19,7 @@ _HTML = {"T1": "T<sub>1</sub>", "T2": "T<sub>2</sub>", "T2STAR": "T<sub>2</sub>*
 PAPER = {"RIM": (1.34, 3.21), "MLE": (1.71, 7.56), "ResNet": (31.06, 7.5)}
 # a bound that is compared with at fewer repeats is a comparison of noise
 _TRUSTED = 30
+_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,9 @@ def lead(found: Phantom, about: About) -> list[Markup]:
     for i, snr in enumerate(found.snrs):
         said = []
         for method in found.methods:
-            text = f"{method} {number(found.summary(method, i, 'abs_bias').value)} %"
+            text = f"{method} {_figure(found.summary(method, i, 'abs_bias').value)} %"
             if found.repeats > 1:
-                text += f", CV {number(found.summary(method, i, 'cv').value)} %"
+                text += f", CV {_figure(found.summary(method, i, 'cv').value)} %"
             said.append(text)
         where = f" at SNR {snr:g}" if about.twin else ""
         sentences.append(
@@ -210,10 +211,22 @@ def _symbol(found: Phantom) -> Markup:
     return Markup(_HTML.get(found.parameter, found.parameter))  # noqa: S704  constants of this module
 
 
-def _held(held: Interval, digits: int = 2) -> str:
+def _figure(value: float) -> str:
+    """As `number`, and two significant digits of what is smaller than a tenth, with a power of ten below 1e-4."""
+    size = abs(value)
+    if not 0 < size < 0.0995:
+        return number(value)
+    mantissa, power = f"{size:.1e}".split("e")
+    sign = "−" if value < 0 else ""
+    if int(power) < -4:
+        return f"{sign}{mantissa}·10⁻{power.lstrip('-0').translate(_RAISED)}"
+    return f"{sign}{size:.{1 - int(power)}f}"
+
+
+def _held(held: Interval) -> str:
     if not np.isfinite(held.low):
-        return number(held.value, digits)
-    return f"{number(held.value, digits)} ({number(held.low, digits)} to {number(held.high, digits)})"
+        return _figure(held.value)
+    return f"{_figure(held.value)} ({_figure(held.low)} to {_figure(held.high)})"
 
 
 def _summary(found: Phantom, snr: int) -> Grid:
@@ -224,14 +237,14 @@ def _summary(found: Phantom, snr: int) -> Grid:
     lines, values = [], []
     for method in found.methods:
         held = [found.summary(method, snr, metric) for metric, _ in metrics]
-        cells = [method, *(_held(each) for each in held[:-2]), *(number(each.value) for each in held[-2:])]
+        cells = [method, *(_held(each) for each in held[:-2]), *(_figure(each.value) for each in held[-2:])]
         if found.bounds and found.repeats > 1:
             bound = found.bound(found.bound_of[method], snr)[found.covered]
-            cells.append(number(float(bound.mean())))
-            cells.append(number(float(np.mean(found.each(method, snr, "cv_rms")[found.covered] / bound))))
+            cells.append(_figure(float(bound.mean())))
+            cells.append(_figure(float(np.mean(found.each(method, snr, "cv_rms")[found.covered] / bound))))
         cells += [f"{found.summary(method, snr, 'concordance').value:.4f}"]
         cells += [number(found.summary(method, snr, "slope").value, 3)]
-        rates = (number(found.summary(method, snr, rate).value) for rate in ("failure_rate", "at_bound_rate"))
+        rates = (_figure(found.summary(method, snr, rate).value) for rate in ("failure_rate", "at_bound_rate"))
         cells.append(" / ".join(rates))
         lines.append(cells)
         values.append([abs(each.value) for each in held])
@@ -250,8 +263,8 @@ def _summary(found: Phantom, snr: int) -> Grid:
 
 def _summary_caption(found: Phantom) -> str:
     text = (
-        "In brackets: 95 % t-interval of the mean over regions: how much regions differ, not the noise of one of them. "
-        "Marked: the smallest."
+        f"In brackets: 95 % interval of the mean over {len(found.covered)} regions, of |bias| and CV by logarithms: "
+        "how much regions differ, not the noise of one of them. Marked: the smallest."
     )
     if found.bounds and found.repeats > 1:
         text += " CV / bound: root mean square of the CV over the voxels of a region over its bound, mean over regions."
@@ -288,16 +301,16 @@ def _regions(found: Phantom, snr: int) -> Grid:
             cells = [
                 f"{region.label}: {region.name}" + ("" if region.covered else " (not covered)"),
                 method,
-                number(1e3 * region.nominal),
-                number(1e3 * one["mean"]),
-                number(one["bias"]),
+                _figure(1e3 * region.nominal),
+                _figure(1e3 * one["mean"]),
+                _figure(one["bias"]),
             ]
             if found.repeats > 1:
-                cells += [number(one["cv"]), number(one["cv_of_mean"])]
+                cells += [_figure(one["cv"]), _figure(one["cv_of_mean"])]
                 if found.bounds:
-                    cells.append(number(float(found.bound(found.bound_of[method], snr)[r])))
-            cells += [number(one["rmse"]), number(one["sd"])]
-            cells += [number(one["failure_rate"]), number(one["at_bound_rate"]), f"{one['n']:.0f}"]
+                    cells.append(_figure(float(found.bound(found.bound_of[method], snr)[r])))
+            cells += [_figure(one["rmse"]), _figure(one["sd"])]
+            cells += [_figure(one["failure_rate"]), _figure(one["at_bound_rate"]), f"{one['n']:.0f}"]
             lines.append(cells)
     heads = ["region", "method", "nominal [ms]", "mean [ms]", "bias [%]"]
     if found.repeats > 1:
@@ -313,7 +326,7 @@ def _beside(found: Phantom, about: About) -> list[Block]:
         at = f", SNR {snr:g}" if about.twin else ""
         for method in found.methods:
             bias, cv = (found.summary(method, i, metric).value for metric in ("bias_voxels", "cv_voxels"))
-            lines.append([f"{method} (here{at})", number(bias), number(cv)])
+            lines.append([f"{method} (here{at})", _figure(bias), _figure(cv)])
     theirs = (
         "Means over all voxels of the covered regions. The paper scanned the phantom four times at 3 T with a cine "
         "Look-Locker series (flip angle 10 degrees, 23 inversion times from 172 to 893 ms); it does not print σ. Its "

@@ -78,6 +78,11 @@ class Retest:
         return f"{title(self.boundary[0])}/{title(self.boundary[1]).lower()}"
 
 
+def in_pairs(pairs: Sequence[tuple[str, str]]) -> str:
+    """Pairs of methods in a sentence."""
+    return ", ".join(f"{first} / {second}" for first, second in pairs)
+
+
 def p_value(p: float) -> str:
     """With its sign of comparison."""
     return "–" if not isfinite(p) else "< 0.001" if p < 0.001 else f"= {p:.2g}"

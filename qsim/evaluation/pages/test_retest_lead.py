@@ -8,7 +8,7 @@ from markupsafe import Markup
 from qsim.evaluation.pages.content import title
 from qsim.evaluation.pages.heat_report import Words
 from qsim.evaluation.pages.summary import number
-from qsim.evaluation.pages.test_retest_content import Retest, p_value
+from qsim.evaluation.pages.test_retest_content import Retest, in_pairs, p_value
 from qsim.evaluation.studies.boundary_sharpness import Sharp
 from qsim.evaluation.studies.test_retest_table import EVERYWHERE
 
@@ -41,8 +41,15 @@ def _repeating(about: Retest, snr: float) -> Words:
     value = about.found.value
     cv = {m: value(m, EVERYWHERE, snr, "within_cv") for m in about.methods}
     whole = {m: v for m, v in cv.items() if isfinite(v) and not _lacks(about, m, EVERYWHERE, snr)}
-    part = [f"{m} in {number(value(m, EVERYWHERE, snr, 'failed'))} %" for m in about.methods if m not in whole]
+    part = [
+        f"{m} in {number(value(m, EVERYWHERE, snr, 'failed'))} %"
+        for m in about.methods
+        if _lacks(about, m, EVERYWHERE, snr)
+    ]
+    signed = [m for m in about.methods if m not in whole and not _lacks(about, m, EVERYWHERE, snr)]
     lacking = Markup(" No value in every repeat: {} of the voxels.").format("; ".join(part)) if part else Markup("")
+    if signed:
+        lacking += Markup(" No CV, as the mean of a voxel is not positive: {}.").format(", ".join(signed))
     if not whole:
         return Markup("{}no method has a value in every voxel.").format(_at(snr)) + lacking
     best = min(whole, key=lambda m: whole[m])
@@ -115,7 +122,9 @@ def _verdict(about: Retest, sharp: Sharp) -> str:
         f"{number(exp(abs(t.difference)), 3)} (p {p_value(t.p_holm)}, {t.n} profiles)"
         for t in differing
     )
-    return f"{where}: {said}; paired t-test on log widths, Holm."
+    decided = [pair for pair in sharp.unlike if pair in [(t.first, t.second) for t in differing]]
+    doubt = f" Noise differs in {in_pairs(decided)} and narrows the noisier: no proof of blur." if decided else ""
+    return f"{where}: {said}; paired t-test on log widths, Holm.{doubt}"
 
 
 def methods_text(about: Retest) -> list[tuple[str, str]]:

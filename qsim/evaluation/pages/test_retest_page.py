@@ -10,11 +10,11 @@ from qsim.evaluation.pages.content import plain, title
 from qsim.evaluation.pages.heat_report import Block, Grid, Heading, Picture, Section, Text, Words
 from qsim.evaluation.pages.sharpness_figures import examples_figure, profiles_figure, widths_figure
 from qsim.evaluation.pages.summary import number
-from qsim.evaluation.pages.test_retest_content import Retest, p_value
+from qsim.evaluation.pages.test_retest_content import Retest, in_pairs, p_value
 from qsim.evaluation.pages.test_retest_figures import agreement_figure, bland_altman_figure, map_figure, slice_of
 from qsim.evaluation.pages.test_retest_paper import beside_the_paper
 from qsim.evaluation.repeatability import expected_cv
-from qsim.evaluation.studies.boundary_sharpness import TRUTH, Sharp
+from qsim.evaluation.studies.boundary_sharpness import NOISY, TRUTH, Sharp
 from qsim.evaluation.studies.test_retest_table import EVERYWHERE, Repeats
 from qsim.evaluation.table import Row
 
@@ -217,11 +217,12 @@ def _sharpness(about: Retest, setting: Repeats, sharp: Sharp) -> list[Block]:
             str(sharp.widths(name).size),
             number(_median(sharp.widths(name))),
             number(_median(sharp.slope_values(name))),
+            number(sharp.noise(name)),
         ]
         for name in sharp.fits
     ]
     blocks += [
-        Grid(["method", "profiles", "median width [mm]", "median slope ν [1/mm]"], widths),
+        Grid(["method", "profiles", "median width [mm]", "median slope ν [1/mm]", "noise / step"], widths),
         Grid(
             ["methods", "pairs", "ratio of widths (95 %)", "p", "p, Holm", "difference of slopes ν [1/mm]", "p"],
             lines,
@@ -230,7 +231,7 @@ def _sharpness(about: Retest, setting: Repeats, sharp: Sharp) -> list[Block]:
         Text(
             f"{sharp.together.describe()}. {sharp.offered} were placed, by the labels alone and at random, in one "
             f"slice{' of each draw' if about.twin else ''}, perpendicular to the boundary; width from 10 to 90 % of "
-            "the sigmoid, in the map of one scan. "
+            "the sigmoid, in the map of one scan; noise / step: of the residuals of the fits, median. "
             "Noise makes single widths uncertain and, by fits that follow it, some too narrow: a method of little "
             "noise is not blurred because a noisy one has narrower fits."
             + (
@@ -242,6 +243,14 @@ def _sharpness(about: Retest, setting: Repeats, sharp: Sharp) -> list[Block]:
             soft=True,
         ),
     ]
+    if sharp.unlike:
+        blocks.append(
+            Text(
+                f"Noise over step differs in {in_pairs(sharp.unlike)} and is above {NOISY:g} for one of them: along "
+                "profiles this short the noisy map then looks sharper than it is, by widths and more so by slopes. "
+                "A p-value of such a pair does not tell blur from noise."
+            )
+        )
     return blocks
 
 

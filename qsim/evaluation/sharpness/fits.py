@@ -11,8 +11,11 @@ Three figures say how sharp it is:
     steepness   |outside - inside| / (4 w)  [unit of the map per mm]: the derivative at the centre
 
 Slope and width do not depend on the contrast; the steepness does, so a method that is biased in one tissue changes it.
-Widths are compared by their logarithm, which noise leaves nearly unbiased: at a noise of 1/7 of the step it loses 4 %,
-while the mean slope grows by 14 %, so that by the slope a noisy map looks sharper than a quiet one of the same edges.
+Widths are compared by their logarithm, which noise moves less than the slope, and little up to 0.1 of the step. Over
+voxels of 1 mm, along profiles of 8 mm, an edge of w = 0.8 mm reads 3 % narrower at a noise of 0.1 of the step (mean
+slope 12 % larger), 18 % at 0.14 (40 %); one of w = 0.4 mm 0 % at 0.14 (11 %); along 16 mm the wide one 5 % (17 %). So
+a noisy map looks sharper than a quiet one of the same edges: 0.14 against 0.03, w = 0.8 mm, 20 profiles of 8 mm, 16 %,
+and a test at 5 % finds a difference in 15 % of cases, by slopes in 32 %. Warn where noise differs and exceeds 0.1.
 A boundary that is blurred by a Gaussian is no sigmoid, but nearly one: of SD 1 its width is 2.56, the sigmoid's 2.6.
 
 Source: sabidussi2021 section 5.3 (20 profiles drawn by hand, linear interpolation, least squares, paired t-test);

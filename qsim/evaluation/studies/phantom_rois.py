@@ -24,8 +24,13 @@ from jaxtyping import Float, UInt8
 from scipy.special import stdtr
 
 from qsim.estimators.base import Status
-from qsim.evaluation.metrics import Interval, VoxelMoments, over_draws, slope
+from qsim.evaluation.metrics import Interval, VoxelMoments, around, over_draws, slope
 from qsim.evaluation.table import ALL, Row
+
+# differences of a pair that vary by rounding alone [1, of the largest value]
+_FLAT = 1e-9
+# summaries that are sizes: their intervals are those of logarithms
+_SIZES = ("abs_bias", "cv", "cv_mean", "cv_rms", "cv_of_mean", "rmse", "sd")
 
 
 class Region(NamedTuple):
@@ -135,16 +140,21 @@ class Paired(NamedTuple):
 
 
 def paired(a: Float[np.ndarray, " r"], b: Float[np.ndarray, " r"]) -> Paired:
-    """Paired t-test of two methods over the same regions; p is NaN with fewer than two pairs, or if all are equal.
+    """Paired t-test of two methods over the same regions.
+
+    p and the ends are NaN with fewer than two pairs, or if all differences are the same (to 1e-9 of the largest value):
+    there is no spread to test against but rounding.
 
     t = mean(d) sqrt(n) / SD(d),   d = a - b,   n - 1 degrees of freedom
     """
     difference = a - b
-    difference = difference[np.isfinite(difference)]
+    known = np.isfinite(difference)
+    difference = difference[known]
     n = int(difference.size)
     held = over_draws(difference)
-    sd = float(difference.std(ddof=1)) if n > 1 else 0.0
-    p = 2 * float(stdtr(n - 1, -abs(held.value) * sqrt(n) / sd)) if sd > 0 else nan
+    if n < 2 or np.ptp(difference) <= _FLAT * max(np.abs(a[known]).max(), np.abs(b[known]).max()):
+        return Paired(Interval(held.value, nan, nan), nan, n)
+    p = 2 * float(stdtr(n - 1, -abs(held.value) * sqrt(n) / float(difference.std(ddof=1))))
     return Paired(held, p, n)
 
 
@@ -207,7 +217,10 @@ class Phantom:
         return np.mean([self.bounds[snr, draw][name] for draw in range(self.draws)], axis=0)
 
     def summary(self, method: str, snr: int, metric: str) -> Interval:
-        """A figure over the covered regions, with its 95 % t-interval over them: how much regions differ, not noise.
+        """A figure over the covered regions, with its 95 % interval over them: how much regions differ, not noise.
+
+        The t-interval of the bias; that of the logarithm of a size (|bias|, CV, RMSE, SD), which cannot be below 0 and
+        is missing where a region's size is 0.
 
         Args:
             metric: `abs_bias` or a statistic of `RoiStatistics`, mean over the regions; `bias_voxels`, `cv_voxels`:
@@ -227,7 +240,10 @@ class Phantom:
             known = np.isfinite(values)
             return Interval(float(np.average(values[known], weights=n[known])) if known.any() else nan, nan, nan)
         values = self.each(method, snr, "bias" if metric == "abs_bias" else metric)[here]
-        return over_draws(np.abs(values) if metric == "abs_bias" else values)
+        if metric in _SIZES:
+            sizes = np.abs(values)
+            return around(_mean(sizes), sizes, positive=True)
+        return over_draws(values)
 
     def test(self, first: str, second: str, snr: int, metric: str) -> Paired:
         """Paired t-test of two methods over the covered regions: `abs_bias`, or the logarithm of `cv` or `rmse`."""

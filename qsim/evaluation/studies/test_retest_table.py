@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
+from math import nan, sqrt
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.special import stdtr
 
 from qsim.evaluation.metrics import Interval, around, over_draws
 from qsim.evaluation.repeatability import bland_altman, complete, concordance, icc, voxel_cv, within_subject
@@ -16,6 +17,8 @@ EVERYWHERE = "all"
 _NONE = Interval(nan, nan, nan)
 # sizes of errors, whose intervals over draws are those of logarithms
 _SIZES = ("cv", "within", "repeatability", "rmse", "bound")
+# differences between draws that are rounding [1, of the largest value]
+_FLAT = 1e-9
 
 Voxels = Float[np.ndarray, " v"]
 
@@ -81,7 +84,8 @@ def rows(study: str, parameter: str, settings: Sequence[Repeats], reference: str
 
     Statistics of all draws are those of their voxels together; their interval is that over draws (as in the study of
     noise), and with one draw the one that takes voxels as independent. Correlations of all draws are means over draws,
-    of Fisher's z: the tissue values of draws differ, which would count as agreement.
+    of Fisher's z: the tissue values of draws differ, which would count as agreement. The p of a trend of all draws is
+    that of a t-test of the draws' slopes against 0; p-values have no interval.
 
     Args:
         study: kind, first column.
@@ -150,6 +154,9 @@ def _tabulated(
         values = np.array([each[metric].value.value for each in per_draw])
         if metric in ("icc", "reference_concordance"):
             value = _correlation(values)
+        elif metric == "difference_trend_p":
+            slopes = np.array([each["difference_trend"].value.value for each in per_draw])
+            value = Interval(_p_of_mean(slopes), nan, nan)
         else:
             value = around(figure.value.value, values, positive=metric.startswith(_SIZES))
         yield metric, value, figure.n, ALL
@@ -161,6 +168,18 @@ def _correlation(per_draw: Voxels) -> Interval:
         return Interval(over_draws(per_draw).value, nan, nan)
     z = over_draws(np.arctanh(per_draw))
     return Interval(*(float(np.tanh(each)) for each in (z.value, z.low, z.high)))
+
+
+def _p_of_mean(per_draw: Voxels) -> float:
+    """Two-sided p of a t-test of draws against 0; NaN with fewer than two, or where they do not differ.
+
+    t = mean sqrt(n) / SD,   n - 1 degrees of freedom
+    """
+    known = per_draw[np.isfinite(per_draw)]
+    if known.size < 2 or np.ptp(known) <= _FLAT * np.abs(known).max():
+        return nan
+    t = float(known.mean()) * sqrt(known.size) / float(known.std(ddof=1))
+    return 2 * float(stdtr(known.size - 1, -abs(t)))
 
 
 def _of_method(part: _Part) -> dict[str, _Figure]:
