@@ -63,6 +63,10 @@ def write(phantom: VolumePhantom, spec: PhantomSpec, split: Split, out: Path) ->
         (partial / "phantom.json").write_text(json.dumps(_description(phantom, spec, split), indent=2) + "\n")
         picture(fractions, phantom.tissues, phantom.spacing_mm, partial / "phantom.png", phantom.slice_axis)
         partial.replace(out)
+    except InputError:
+        # a phantom that cannot tell its regions
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise InputError(f"{out} cannot be written: {error}") from error
@@ -132,7 +136,11 @@ def picture(
 
     colours = _colours(tissues)
     views = list(_views(fractions.shape[1:], slice_axis))
-    figure = Figure(figsize=(4.2 * len(views), 4.8), facecolor="black", layout="constrained")
+    fontsize, width = (10.0 if len(views) > 1 else 8.0), 4.2 * len(views)
+    columns, legend_height = _columns(tissues, fontsize, width)
+    figure = Figure(figsize=(width, 4.6 + legend_height), facecolor="black", dpi=110)
+    # room above, which titles outgrow
+    figure.set_layout_engine("constrained", h_pad=0.1)
     FigureCanvasAgg(figure)
     panels = np.atleast_1d(figure.subplots(1, len(views)))
     for panel, (axis, at, as_image) in zip(panels, views, strict=True):
@@ -156,13 +164,30 @@ def picture(
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=min(len(tissues), 9 if len(views) > 1 else 4),
-        fontsize=10 if len(views) > 1 else 8,
+        ncols=columns,
+        fontsize=fontsize,
         facecolor="black",
         edgecolor="black",
         labelcolor="white",
     )
-    figure.savefig(file, dpi=110, facecolor="black")
+    figure.savefig(file, facecolor="black")
+
+
+def _columns(labels: tuple[str, ...], fontsize: float, width: float) -> tuple[int, float]:
+    """In how many columns a legend of that font fits into a figure of that width, and its height [inches]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    # one of its own, to measure: what is measured in a figure stays in its layout
+    figure = Figure(figsize=(width, 1), dpi=110)
+    FigureCanvasAgg(figure)
+    handles = [Patch(label=label) for label in labels]
+    for columns in range(min(len(labels), 9), 0, -1):
+        box = figure.legend(handles=handles, ncols=columns, fontsize=fontsize).get_window_extent()
+        if columns == 1 or box.width < 0.96 * figure.bbox.width:
+            break
+    return columns, box.height / figure.dpi
 
 
 def _views(extent: tuple[int, ...], slice_axis: int) -> Iterator[tuple[int | None, int, bool]]:
