@@ -36,6 +36,9 @@ _COARSE, _FINEST = 24, 1 << 19
 _SMALLEST = 16
 # steps, and the smallest step [voxels of the level]
 _ITERATIONS, _LAST_STEP = 200, 1e-3
+# of a step to the one before it, where the slope has turned back; longer steps come closer on round objects and stray
+# further on slices
+_RELAXATION = 0.5
 # a gain of mutual information under this is none [nat]
 _GAIN = 1e-4
 # mutual information of independent noise, wherever it is moved, is below this by the number of voxels: 32 bins fit some
@@ -277,13 +280,12 @@ def _between(
         method = _metric(itk)
         method.SetInitialTransform(transform, True)
         method.SetOptimizerAsRegularStepGradientDescent(
-            size, _LAST_STEP * size, _ITERATIONS, relaxationFactor=0.5, gradientMagnitudeTolerance=1e-10
+            size, _LAST_STEP * size, _ITERATIONS, relaxationFactor=_RELAXATION, gradientMagnitudeTolerance=1e-10
         )
-        method.SetOptimizerScalesFromPhysicalShift()
+        method.SetOptimizerScales([_spread(fixed, spacing_mm)] * (1 if flat else 3) + [1.0] * (2 if flat else 3))
         if planar and not flat:
             method.SetOptimizerWeights([0, 0, 1, 1, 1, 0])
-        method.Execute(one, other)
-        after = -float(method.GetMetricValue())
+        after = _climb(itk, method, transform, one, other)
     pose = np.eye(4)
     shared = after >= _NOISE / one.GetNumberOfPixels()
     if after - before < _GAIN or not shared:
@@ -292,6 +294,45 @@ def _between(
     pose[:dimension, :dimension] = np.array(transform.GetMatrix()).reshape(dimension, dimension)
     pose[:dimension, 3] = transform.GetTranslation()
     return pose, before, after, True
+
+
+def _spread(values: Float[np.ndarray, "z y x"], spacing_mm: Sequence[float]) -> float:
+    """Mean square of the distance from the centre of the volume along an axis, weighted by the values [mm^2].
+
+    As much as one radian counts against one mm. Of corners of the volume, as the library takes them, turns count too
+    much: they are far outside of a round object, and turns are then stepped too little.
+    """
+    axes = [axis for axis in range(3) if values.shape[axis] > 1]
+    total = float(values.sum(dtype=np.float64))
+    square = 0.0
+    for axis in axes:
+        along = values.sum(tuple(each for each in range(3) if each != axis), dtype=np.float64)
+        place = (np.arange(len(along)) - (len(along) - 1) / 2) * float(spacing_mm[axis])
+        square += float((along * place**2).sum()) / total
+    # never less than a voxel
+    return max(square / len(axes), float(min(spacing_mm)) ** 2)
+
+
+def _climb(itk: Any, method: Any, transform: Any, one: Any, other: Any) -> float:
+    """Move the transform to the best place on the way of the optimiser, start included: mutual information [nat]."""
+    places = [tuple(transform.GetParameters())]
+    values: list[float] = []
+
+    def step() -> None:
+        # told after the step: the value is that of the place before it
+        values.append(-float(method.GetMetricValue()))
+        places.append(tuple(method.GetOptimizerPosition()))
+
+    method.AddCommand(itk.sitkIterationEvent, step)
+    method.Execute(one, other)
+    method.RemoveAllCommands()
+    final = _metric(itk)
+    final.SetInitialTransform(transform, True)
+    places[-1] = tuple(transform.GetParameters())
+    values.append(-float(final.MetricEvaluate(one, other)))
+    best = int(np.argmax(values))
+    transform.SetParameters(places[best])
+    return values[best]
 
 
 def _even(values: Float[np.ndarray, "z y x"]) -> bool:

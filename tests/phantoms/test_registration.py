@@ -8,6 +8,7 @@ import pytest
 from scipy.ndimage import affine_transform
 from scipy.spatial.transform import Rotation
 
+from phantoms import registration
 from phantoms.brains.mni import _template
 from phantoms.registration import moved_to, register
 from phantoms.series.motion import movement
@@ -148,9 +149,63 @@ def test_a_volume_moves_in_space():
     found = register(series(poses, a, t1, signed=True, spacing=HALF)[3:], TI[3:], HALF)
     assert not found.planar
     off = errors(found, poses[3:])
-    # of one image against the next: slices are 4 mm, and noise is a hundredth of the signal
-    assert off[0, 0] < 0.4
-    assert off[0, 1] < 0.6
+    # of one image against the next: slices are 4 mm, and noise is a hundredth of the signal. Mutual information is
+    # largest at 0.33 mm and 0.65 degrees from the true place, not there: voxels between thick slices are interpolated
+    assert off[0, 0] < 0.5
+    assert off[0, 1] < 0.8
+
+
+def ball(pose, spacing, shape, seed):
+    """A nearly round object with a few blobs in it that has moved by a pose: a sum of smooth closed forms."""
+    rng = np.random.default_rng(seed)
+    axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(shape, spacing, strict=True)]
+    z, y, x = np.meshgrid(*axes, indexing="ij")
+    at = np.linalg.inv(pose) @ np.stack([x, y, z, np.ones(shape)]).reshape(4, -1)
+    soft = 1 / (1 + np.exp((np.linalg.norm(at[:3] / np.array([[55.0], [62], [50]]), axis=0) - 1) * 30))
+    values = np.ones(at.shape[1])
+    for _ in range(8):
+        centre, wide, high = rng.uniform(-35, 35, 3), rng.uniform(8, 14), rng.uniform(-0.5, 0.8)
+        values += high * np.exp(-np.square(at[:3] - centre[:, None]).sum(0) / (2 * wide**2))
+    return (soft * values).reshape(shape)
+
+
+def test_a_turn_of_a_nearly_round_object_is_found():
+    shape, spacing = (28, 38, 35), (4.0, 4.0, 4.0)
+    pose = pose_of((3, -4, 2), (3, -2, 4))
+    rng = np.random.default_rng(10)
+    one, two = (ball(each, spacing, shape, 0) + 0.01 * rng.normal(size=shape) for each in (np.eye(4), pose))
+    volumes = [one.astype(np.float32), (0.7 * two).astype(np.float32)]
+    found = register(volumes, (0.01, 0.02), spacing)
+    assert found.reference == 0
+    shift, turn = errors(found, [np.eye(4), pose])[1]
+    # a fiftieth of a voxel, and as much at the surface, 56 mm away: a third of a degree is 0.3 mm there
+    assert shift < 0.08
+    assert turn < 0.3
+    again = register(volumes, (0.01, 0.02), spacing)
+    assert again.motions == found.motions
+    np.testing.assert_array_equal(again.volumes[1], found.volumes[1])
+
+
+def test_no_place_worse_than_the_start_is_taken():
+    itk = pytest.importorskip("SimpleITK")
+    shape, spacing = (28, 38, 35), (4.0, 4.0, 4.0)
+    one = itk.GetImageFromArray(ball(np.eye(4), spacing, shape, 0).astype(np.float32))
+    other = itk.GetImageFromArray(ball(pose_of((0.3, 0, 0), (0, 0, 0)), spacing, shape, 0).astype(np.float32))
+    for steps in (1, 2, 7):
+        transform = itk.Euler3DTransform()
+        method = registration._metric(itk)
+        method.SetInitialTransform(transform, True)
+        start = -method.MetricEvaluate(one, other)
+        method = registration._metric(itk)
+        method.SetInitialTransform(transform, True)
+        # strides of 8 voxels over a motion of less than one
+        method.SetOptimizerAsRegularStepGradientDescent(8.0, 1e-3, steps, relaxationFactor=0.9)
+        method.SetOptimizerScales([400.0] * 3 + [1.0] * 3)
+        value = registration._climb(itk, method, transform, one, other)
+        assert value >= start
+        method = registration._metric(itk)
+        method.SetInitialTransform(transform, True)
+        assert value == -method.MetricEvaluate(one, other)
 
 
 def test_interpolation_is_that_of_the_pose_and_nothing_is_made_up():
