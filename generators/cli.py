@@ -43,7 +43,7 @@ def generate(
         if samples < 1:
             raise InputError(f"--samples: must be at least 1, got {samples}")
         chosen = chosen.model_copy(update={"samples": samples})
-    with bar("generate", "samples") as progress:
+    with stopped("stopped; the same command goes on"), bar("generate", "samples") as progress:
         built = build(
             chosen,
             out,
@@ -55,8 +55,25 @@ def generate(
     if built.made == 0:
         typer.echo(f"{out}: {built.samples} samples, all there already")
         return
-    rate = built.made / built.seconds
-    typer.echo(f"{out}: {built.samples} samples, {built.made} made in {built.seconds:.1f} s ({rate:.0f} per second)")
+    rate = rate_text(built.made / built.seconds)
+    typer.echo(f"{out}: {built.samples} samples, {built.made} made in {built.seconds:.1f} s ({rate})")
+
+
+def rate_text(rate: float) -> str:
+    """How fast: per minute where a second is too short to count in [1/s]."""
+    if rate >= 2:
+        return f"{rate:.0f} per second"
+    return f"{60 * rate:.0f} per minute" if 60 * rate >= 2 else f"{3600 * rate:.2g} per hour"
+
+
+@contextmanager
+def stopped(message: str) -> Iterator[None]:
+    """Say what stands after Ctrl-C, which ends a command as before (130)."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"qsim: {message}", err=True)
+        raise
 
 
 def inspect(
@@ -239,9 +256,19 @@ def _print_summary(summary: "Summary", store: "PatchStore") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from generators.preview import megabytes, shown, snr_label
+    from generators.preview import megabytes, shown
+    from generators.preview_figures import snr_label
 
     attributes = store.attributes
+    if summary.snr is not None:
+        strength = f", {snr_label(store)} {summary.snr[0]:.3g} to {summary.snr[1]:.3g} ({attributes.snr})"
+    elif summary.first_over_sigma is not None:
+        strength = (
+            f"; first image / sigma {summary.first_over_sigma:.3g} (median of its size over the tissue voxels of "
+            f"{summary.looked_at} samples, noise included)"
+        )
+    else:
+        strength = ""
     # names and units hold brackets, which are no markup
     console = Console(highlight=False, markup=False, emoji=False)
     times = [1000 * time for time in summary.times_s]
@@ -249,8 +276,7 @@ def _print_summary(summary: "Summary", store: "PatchStore") -> None:
         f"{summary.path}: {summary.samples} samples of {' x '.join(map(str, summary.patch))} voxels, "
         f"{summary.images} images ({summary.dtype}), {min(times):g} to {max(times):g} ms\n"
         f"model {attributes.config['model']['kind']}, {attributes.split}\n"
-        f"noise {attributes.noise}: sigma {summary.sigma[0]:.3g} to {summary.sigma[1]:.3g}, "
-        f"{snr_label(store)} {summary.snr[0]:.3g} to {summary.snr[1]:.3g} ({attributes.snr})\n"
+        f"noise {attributes.noise}: sigma {summary.sigma[0]:.3g} to {summary.sigma[1]:.3g}{strength}\n"
         f"{megabytes(summary.bytes_on_disk)} on disk, {megabytes(summary.bytes_decoded)} in memory; "
         f"{100 * summary.mixed:.1f} % of the tissue voxels are mixed, "
         f"{100 * summary.background:.1f} % of all are background\n"
@@ -289,7 +315,7 @@ def bar(what: str, unit: str) -> Iterator[Progress | None]:
 
     class Rate(bars.ProgressColumn):
         def render(self, task: bars.Task) -> Text:
-            return Text(f"{task.speed:.0f} {unit}/s" if task.speed else "")
+            return Text(f"{unit}: {rate_text(task.speed)}" if task.speed else "")
 
     columns = (
         bars.TextColumn(what),

@@ -90,11 +90,13 @@ def study(
     ] = None,
 ) -> None:
     """Run a study against known truth, by its kind: estimators under noise, preparations under B0 and B1, readouts."""
+    from generators.cli import stopped
     from trainers.studies.block_runner import Command
     from trainers.studies.registry import read_study
 
     chosen, read = read_study(config)
-    chosen.run(read, out, Command(workers, scheduler, device.value, tuple(estimator or ())))
+    with stopped("stopped; the same command goes on"):
+        chosen.run(read, out, Command(workers, scheduler, device.value, tuple(estimator or ())))
 
 
 def map_(

@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 import yaml
 from typer.testing import CliRunner
 
-from generators import cli
+from generators import cli, preview, preview_figures
 from generators.build import build
 from generators.config import GeneratorConfig
 from generators.store import PatchStore
@@ -94,6 +95,60 @@ def test_inspect_prints_milliseconds(folder: Path) -> None:
     assert "100 to 900 ms" in output
     assert "SNR = 0.65 / sigma" in output
     assert re.search(r"wm .*T1 .* ms", output)
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [
+        (37.4, "37 per second"),
+        (2.0, "2 per second"),
+        (1.5, "90 per minute"),
+        (0.25, "15 per minute"),
+        (1 / 60, "60 per hour"),
+    ],
+)
+def test_rates_are_counts_of_something(rate: float, text: str) -> None:
+    assert cli.rate_text(rate) == text
+
+
+def test_an_interrupted_command_says_what_stands(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("generators.build.build", interrupted)
+    code, output = run("generate", folder / "config.yaml", "--out", tmp_path / "s.zarr")
+    assert code == 130
+    assert output == "qsim: stopped; the same command goes on\n"
+
+
+def test_the_snr_of_a_sequence_is_that_of_its_images(generator_config: Make, tmp_path: Path) -> None:
+    # small flip angles leave a part of A: 0.65 / sigma is not their SNR
+    kind = {"kind": "spoiled_gradient_echo", "flip_angles": [0.05, 0.2, 0.3], "tr": 0.01}
+    build(generator_config(model=kind), tmp_path / "s.zarr")
+    store = PatchStore(tmp_path / "s.zarr")
+    output = run("inspect", store.path, "--html", tmp_path / "page.html")[1]
+    assert "0.65" not in output
+    assert "0.65 /" not in (tmp_path / "page.html").read_text()
+    found = preview.summarise(store)
+    data = store.read(0, len(store))
+    assert data.images is not None
+    ratios = (data.images[:, 0].double().abs() / data.sigma.double()[:, None, None])[data.labels > 0]
+    assert (found.snr, found.looked_at) == (None, len(store))
+    assert found.first_over_sigma == pytest.approx(float(np.median(ratios.numpy())))
+    assert f"first image / sigma {found.first_over_sigma:.3g}" in output
+
+
+def test_colours_of_maps_leave_out_the_extremes() -> None:
+    # 3 % of fluid at 2000 ms, 97 % of tissue from 30 to 60 ms
+    values = np.concatenate([np.linspace(30, 60, 970), np.full(30, 2000.0), [np.nan]])
+    low, high = preview_figures._shown("T2", values)
+    assert (low, high) == (np.nanpercentile(values, 2), np.nanpercentile(values, 98))
+    assert preview_figures._shown("REL_B1", np.array([0.8, 1.0, 1.1])) == pytest.approx((0.801, 1.199), abs=2e-3)
+
+
+def test_many_tissues_have_colours_of_their_own() -> None:
+    for count in (3, 10, 15, 20):
+        assert len(set(preview_figures._tissue_colours(count))) == count
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from generators.preview import colour_map
+from generators.preview_figures import colour_map
 from qsim.estimators import Status
 from qsim.parameters import Parameter
 

@@ -208,7 +208,7 @@ def _about(config: RetestConfig, source: TwinSource | ScanSource) -> list[tuple[
     files = "; ".join(f"{Path(name).name} {digest[:16]}" for name, digest in source.files.items())
     return [
         ("scans", "compared voxel by voxel as they lie: nothing is registered or resampled here."),
-        ("σ", f"{sigma}, {measured.sigma_source}"),
+        ("σ", f"{sigma}, {measured.sigma_source.removeprefix('sigma ')}"),
         ("files", f"sha256 {files}"),
         *(("note", note) for note in (*measured.notes, *source.notes)),
         *([("boundary", f"tissues by {Path(config.data.labels).name}")] if config.data.labels else []),

@@ -4,9 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
+import numpy as np
+from jaxtyping import Bool
+
 from qsim.evaluation.pages.content import title
 from qsim.evaluation.studies.boundary_sharpness import Sharp
-from qsim.evaluation.studies.test_retest_table import Found, Repeats
+from qsim.evaluation.studies.test_retest_table import EVERYWHERE, Found, Repeats
 from qsim.evaluation.table import ALL
 
 
@@ -76,6 +79,15 @@ class Retest:
     def sides(self) -> str:
         """The boundary, in words."""
         return f"{title(self.boundary[0])}/{title(self.boundary[1]).lower()}"
+
+
+def labelled(setting: Repeats) -> Bool[np.ndarray, " v"] | None:
+    """Voxels of any tissue of scans, whose mask holds air and skull as well; None: of a twin, or without labels."""
+    tissues = [voxels for name, voxels in setting.regions.items() if name != EVERYWHERE]
+    if setting.truth is not None or not any(voxels.any() for voxels in tissues):
+        return None
+    inside: Bool[np.ndarray, " v"] = np.any(tissues, axis=0)
+    return inside
 
 
 def in_pairs(pairs: Sequence[tuple[str, str]]) -> str:

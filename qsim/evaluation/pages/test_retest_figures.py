@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import matplotlib as mpl
 import numpy as np
 from cmcrameri import cm
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 
 from qsim.evaluation.pages.figures import STYLE, colours, nice, sequential, svg_uri
+from qsim.evaluation.pages.test_retest_content import labelled
 from qsim.evaluation.repeatability import bland_altman, voxel_cv
 from qsim.evaluation.studies.test_retest_table import Repeats
 
@@ -27,7 +28,13 @@ def slice_of(setting: Repeats, at: int | None) -> int | None:
     """The slice that is shown: the given one, else the one with most voxels; None: the object is one slice."""
     if setting.mask.ndim == 2:
         return None
-    return at if at is not None else int(np.argmax(setting.mask.sum((1, 2))))
+    return at if at is not None else int(np.argmax(_inside(setting).sum((1, 2))))
+
+
+def _inside(setting: Repeats) -> Bool[np.ndarray, "*space"]:
+    """The labelled voxels of scans, else the mask: what scales are of."""
+    own = labelled(setting)
+    return setting.mask if own is None else setting.placed(own.astype(np.float64)) == 1
 
 
 def map_figure(setting: Repeats, parameter: str, at: int | None, bound: str) -> str:
@@ -48,9 +55,12 @@ def map_figure(setting: Repeats, parameter: str, at: int | None, bound: str) -> 
     if setting.truth is not None:
         above = {"truth": 1e3 * cut(setting.truth), **above}
         below = {"Cramér-Rao bound" if bound == "free" else f"bound, {bound}": cut(setting.bounds[bound]), **below}
+    inside = _inside(setting) if at is None else _inside(setting)[at]
+    if not any(np.isfinite(m[inside]).any() for m in above.values()):
+        inside = np.ones_like(inside)
+    ends = [np.nanpercentile(np.concatenate([m[np.isfinite(m) & inside] for m in above.values()]), p) for p in (1, 98)]
+    medians = [np.median(m[np.isfinite(m) & inside]) for m in below.values() if np.isfinite(m[inside]).any()]
     shown = _cropped([list(above.values()), list(below.values())])
-    ends = [np.nanpercentile(np.concatenate([m[np.isfinite(m)] for m in shown[0]]), p) for p in (1, 98)]
-    medians = [np.median(m[np.isfinite(m)]) for m in shown[1] if np.isfinite(m).any()]
     limit = nice(2.0 * float(np.max(medians))) if medians else 1.0
     y, x = shown[0][0].shape
     with mpl.rc_context(STYLE):
@@ -88,8 +98,10 @@ def map_figure(setting: Repeats, parameter: str, at: int | None, bound: str) -> 
 
 
 def bland_altman_figure(setting: Repeats) -> str:
-    """Second scan minus first over their mean, one panel for each method, on common axes."""
+    """Second scan minus first over their mean, one panel for each method, on common axes; of labelled voxels alone."""
+    own = labelled(setting)
     pairs = {name: 1e3 * maps[:2].astype(np.float64) for name, maps in setting.maps.items()}
+    pairs = {name: p if own is None else p[:, own] for name, p in pairs.items()}
     pairs = {name: p[:, np.isfinite(p).all(0)] for name, p in pairs.items()}
     spreads = [np.percentile(np.abs(p[1] - p[0]), 97) for p in pairs.values() if p.size]
     reach = nice(1.2 * float(np.max(spreads))) if spreads else 1.0

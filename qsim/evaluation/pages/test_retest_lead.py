@@ -1,6 +1,7 @@
 """The first sentences of a page of `test_retest`, and its equations and sources."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import exp, inf, isfinite
 
 from markupsafe import Markup
@@ -8,9 +9,9 @@ from markupsafe import Markup
 from qsim.evaluation.pages.content import title
 from qsim.evaluation.pages.heat_report import Words
 from qsim.evaluation.pages.summary import number
-from qsim.evaluation.pages.test_retest_content import Retest, in_pairs, p_value
+from qsim.evaluation.pages.test_retest_content import Retest, in_pairs, labelled, p_value
 from qsim.evaluation.studies.boundary_sharpness import Sharp
-from qsim.evaluation.studies.test_retest_table import EVERYWHERE
+from qsim.evaluation.studies.test_retest_table import EVERYWHERE, Found, rows
 
 # a within-subject CV under this share of the bound is none of an unbiased method
 _BELOW = 0.95
@@ -28,15 +29,27 @@ def lead(about: Retest) -> list[Words]:
         sentences.append(
             "No truth is known here: a small CV may be a repeated bias. A twin of the protocol shows which."
         )
+    told = _of_labelled(about)
     for setting in about.firsts:
-        sentences.append(_repeating(about, setting.snr))
+        sentences.append(_repeating(told, setting.snr, "voxels" if told is about else "labelled voxels"))
         sharp = next((s for s in about.sharp if f"{s.snr:g}" == f"{setting.snr:g}"), None)
         if sharp is not None:
             sentences.append(_verdict(about, sharp))
     return sentences
 
 
-def _repeating(about: Retest, snr: float) -> Words:
+def _of_labelled(about: Retest) -> Retest:
+    """The study with "all voxels" meaning all that have a label: air within the mask is no headline."""
+    inside = [(setting, labelled(setting)) for setting in about.settings]
+    whole = [replace(setting, regions={EVERYWHERE: own}) for setting, own in inside if own is not None]
+    if len(whole) < len(inside):
+        return about
+    kind = about.found.rows[0].study
+    kept = [row for row in about.found.rows if row.tissue != EVERYWHERE]
+    return replace(about, found=Found([*kept, *rows(kind, about.parameter, whole, about.reference)]))
+
+
+def _repeating(about: Retest, snr: float, which: str = "voxels") -> Words:
     """The smallest CV of the methods that give a value everywhere, and what lies below its bound."""
     value = about.found.value
     cv = {m: value(m, EVERYWHERE, snr, "within_cv") for m in about.methods}
@@ -54,8 +67,8 @@ def _repeating(about: Retest, snr: float) -> Words:
         return Markup("{}no method has a value in every voxel.").format(_at(snr)) + lacking
     best = min(whole, key=lambda m: whole[m])
     others = "; ".join(f"{m} {number(v)} %" for m, v in whole.items() if m != best)
-    text = Markup("{}the smallest within-subject CV over all voxels is {} %, of <b>{}</b>{}.").format(
-        _at(snr), number(whole[best]), best, f" ({others})" if others else ""
+    text = Markup("{}the smallest within-subject CV over all {} is {} %, of <b>{}</b>{}.").format(
+        _at(snr), which, number(whole[best]), best, f" ({others})" if others else ""
     )
     alike = _overlapping(about, best, list(whole), snr)
     if alike:

@@ -10,7 +10,7 @@ from qsim.evaluation.pages.content import plain, title
 from qsim.evaluation.pages.heat_report import Block, Grid, Heading, Picture, Section, Text, Words
 from qsim.evaluation.pages.sharpness_figures import examples_figure, profiles_figure, widths_figure
 from qsim.evaluation.pages.summary import number
-from qsim.evaluation.pages.test_retest_content import Retest, in_pairs, p_value
+from qsim.evaluation.pages.test_retest_content import Retest, in_pairs, labelled, p_value
 from qsim.evaluation.pages.test_retest_figures import agreement_figure, bland_altman_figure, map_figure, slice_of
 from qsim.evaluation.pages.test_retest_paper import beside_the_paper
 from qsim.evaluation.repeatability import expected_cv
@@ -49,6 +49,10 @@ def _repeatability(about: Retest, setting: Repeats, sharp: Sharp | None) -> list
         f"Above: {symbol} of the first scan. Below: CV over the {about.repeats} scans of each voxel; all on one scale, "
         "dark where a method gives no value."
     )
+    labels = labelled(setting) is not None
+    which = "labelled voxels" if labels else "voxels of the mask"
+    if labels:
+        caption += " The scales are those of the labelled voxels."
     if about.twin:
         caption += " Leftmost: the truth, and the CV that the Cramér-Rao bound allows an unbiased method."
     if about.repeats == 2:
@@ -64,7 +68,7 @@ def _repeatability(about: Retest, setting: Repeats, sharp: Sharp | None) -> list
         Heading("Bland–Altman, second scan against first"),
         Picture(bland_altman_figure(setting), "difference of two scans over their mean, every voxel"),
         Text(
-            f"All voxels of the mask{_of_first(about)}, per hexagon on a logarithmic scale. Solid: mean difference; "
+            f"All {which}{_of_first(about)}, per hexagon on a logarithmic scale. Solid: mean difference; "
             "dashed: limits of agreement, mean ∓ 1.96 SD, with their 95 % intervals as bands. Differences do not "
             "spread alike over the range of values: the limits of each tissue, in the table, are the ones to use.",
             soft=True,
