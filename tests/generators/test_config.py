@@ -156,7 +156,7 @@ def test_missing_and_binary_files(tmp_path):
         ({"kind": "brainweb_fuzzy", "fractions": ["a"]}, "fractions: got ['a'], wanted a mapping of keys and values"),
         (
             {"kind": "with_structures", "phantom": "mni", "structures": [{"shape": "point", "tissue": "csf"}]},
-            "phantom: got 'mni', wanted a mapping with a kind: mni, brainweb, brainweb_fuzzy, geometry or",
+            "phantom: got 'mni', wanted a mapping with a kind: mni, brainweb, brainweb_fuzzy, geometry, system_phantom",
         ),
         # what pydantic would take for the first that fits
         (

@@ -706,7 +706,7 @@ def test_inspect_shows_brackets_and_one_sentence_per_severity(qsim, store, monke
 def test_the_snr_of_inspect_is_that_before_artefacts_with_noise(qsim, store, tmp_path):
     page = tmp_path / "a.html"
     assert ", SNR before artefacts " in qsim.good("inspect", store, "--html", page, picture=True)
-    assert "<span>SNR before artefacts; sigma" in page.read_text()
+    assert "<span>SNR before artefacts = 0.65 / sigma; sigma" in page.read_text()
     build(data_set(artefacts=[SPIKE], samples=1), tmp_path / "s.zarr", workers=1)
     assert "before artefacts" not in qsim.good("inspect", tmp_path / "s.zarr", picture=True)
 

@@ -8,11 +8,13 @@ import pytest
 import yaml
 
 import trainers.infer
+from generators.config import GeneratorConfig
 from generators.reading import read_config
 from qsim.errors import InputError
 from trainers.studies.block_runner import Command
 from trainers.studies.blurriness import BlurrinessConfig, run_blurriness
 from trainers.studies.generalisation import GeneralisationConfig, run_generalisation
+from trainers.studies.methods import _apart
 from trainers.studies.study_plan import StudyConfig, make_plan
 
 DATA = {
@@ -208,3 +210,20 @@ def test_draws_of_whole_slices_are_subjects(tmp_path):
     assert min(abs(a - b) for a, b in ((t2[0], t2[1]), (t2[1], t2[2]), (t2[0], t2[2]))) > 1e-4
     with pytest.raises(InputError, match=r"^draws: 4, but with data.sampling: slices every draw is a subject.* has 3"):
         make_plan(StudyConfig(**study, draws=4, crop=(20, 20)))
+
+
+def test_an_anatomy_with_structures_is_still_that_anatomy():
+    plain = {"kind": "mni"}
+    lesions = {"kind": "with_structures", "phantom": plain, "structures": [{"shape": "point", "tissue": "csf"}]}
+    base = {
+        "seed": 1,
+        "samples": 1,
+        "patch": [20, 20],
+        "tissues": {"kind": "sabidussi2021"},
+        "model": {"kind": "t2_prep", "te_prep": [0.01, 0.05]},
+        "noise": {"kind": "gaussian", "sigma": {"kind": "constant", "value": 0.01}},
+    }
+    trained = GeneratorConfig(**base, phantom=lesions)
+    assert _apart(trained, GeneratorConfig(**base, phantom=plain, split="test"))
+    assert not _apart(trained, GeneratorConfig(**base, phantom=plain))
+    assert not _apart(trained, GeneratorConfig(**base, phantom={**plain, "gap": 7}, split="test"))

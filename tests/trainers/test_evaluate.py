@@ -348,7 +348,7 @@ def test_a_network_joins_by_its_run_and_its_weights_are_part_of_the_study(run, t
     # a constant paints means, and the summary says it
     assert "It paints means" in page
     run.write_bytes(b"other weights")
-    with pytest.raises(InputError, match="other weights"):
+    with pytest.raises(InputError, match="another config, scans, weights"):
         run_study(config, out)
 
 

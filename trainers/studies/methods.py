@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from generators.config import GeneratorConfig
+from phantoms import WithStructures
 from qsim.errors import InputError
 from qsim.estimators import ESTIMATORS, Estimate, Estimator, TissuePrior, build_estimator, build_foreign, rehearse
 from qsim.parameters import Parameter
@@ -298,9 +299,13 @@ def _load(entry: ModelEntry, number: int, model: SignalModel, data: GeneratorCon
 
 def _apart(trained: GeneratorConfig, data: GeneratorConfig) -> bool:
     """Whether a training set and a study hold disjoint anatomy: train and test of one way to split it, or two kinds."""
-    if trained.phantom_spec.kind != data.phantom_spec.kind:
+    # structures lie in an anatomy, which is what train and test may share
+    theirs, ours = (
+        spec.phantom if isinstance(spec, WithStructures) else spec for spec in (trained.phantom_spec, data.phantom_spec)
+    )
+    if theirs.kind != ours.kind:
         return True
-    one_split = trained.phantom_spec == data.phantom_spec and trained.slice_axis == data.slice_axis
+    one_split = theirs == ours and trained.slice_axis == data.slice_axis
     return one_split and (trained.split, data.split) == ("train", "test")
 
 
