@@ -31,9 +31,10 @@ from qsim.errors import InputError
 from qsim.estimators.base import Estimate
 from qsim.estimators.least_squares import LeastSquares
 from qsim.estimators.noise_level import NoiseLevel, noise_level
+from qsim.estimators.pooling.one_b import pool
 from qsim.estimators.pooling.pooled_b import band_of, evidence, fit_histogram
 from qsim.estimators.pooling.profile import sample
-from qsim.estimators.shared_b import no_voxels, pool, pooled_covariance, require_recovery
+from qsim.estimators.shared_b import no_voxels, pooled_covariance, require_recovery
 from qsim.estimators.voxels import gather, known_map, noise_covariance, scatter, statuses
 from qsim.information import jacobian
 from qsim.parameters import Parameter

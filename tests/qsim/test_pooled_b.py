@@ -1,10 +1,16 @@
-"""B under a fitted histogram of T1: against EM in float64, against the profile, with what is known before."""
+"""B under a fitted histogram of T1: against EM in float64, against the profile, with what is known before.
+
+And B from the means of blocks: against sums written out, its variance against its errors, and where it is taken.
+"""
 
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
+from qsim.errors import InputError
 from qsim.estimators import build_estimator
+from qsim.estimators.pooling.block_means import enough_blocks, homogeneous_blocks, pool_blocks
 from qsim.estimators.pooling.pooled_b import mean_square, pool_b
 from tests.published import TI_31
 from tests.qsim.brain_like import IR, brain_like, noisy_images
@@ -101,3 +107,140 @@ def test_a_flat_likelihood_has_the_variance_of_its_range():
     assert pool_b(TI_31, False, images).variance ** 0.5 < 0.1
     assert mean_square(TI_31, False, images, 1.8) ** 0.5 < 0.2
     assert mean_square(TI_31, False, images, 0.8) ** 0.5 == pytest.approx(1.0, abs=0.2)
+
+
+def layout(seed, size=72, b=None, between=1.0):
+    """The voxels of `brain_like` in patches of some 10 voxels: maps (A, B, T1), tissue, shape (3, size, size)."""
+    rng = np.random.default_rng(seed)
+    field = gaussian_filter(rng.standard_normal((size, size)), 5, mode="wrap").ravel()
+    kappa, label = brain_like(seed, size * size, b=b, between=between)
+    # the tissues keep their shares: the voxels of each tissue fill the places of its rank in the field
+    place = np.empty(size * size, dtype=np.int64)
+    place[np.argsort(field)] = np.argsort(label.numpy(), kind="stable")
+    return kappa[:, place].reshape(3, size, size), label[place].reshape(size, size)
+
+
+def grains(kappa, sigma, seed):
+    """Its images with noise."""
+    return noisy_images(kappa.flatten(1), sigma, seed).reshape(31, *kappa.shape[1:])
+
+
+def test_blocks_are_weighed_means_in_the_order_of_their_scatter():
+    """Written out block by block, in 3D, on a mask with holes, with a map of sigma."""
+    rng = np.random.default_rng(0)
+    images, sigma = rng.standard_normal((5, 2, 7, 9)), 0.5 + rng.random((2, 7, 9))
+    where = rng.random((2, 7, 9)) > 0.04
+    found = homogeneous_blocks(torch.tensor(images), torch.tensor(where), torch.tensor(sigma[where]), share=0.3)
+    rows = []
+    for z, i, j in np.ndindex(2, 5, 7):
+        if not where[z, i : i + 3, j : j + 3].all():
+            continue
+        y = images[:, z, i : i + 3, j : j + 3].reshape(5, 9)
+        s = sigma[z, i : i + 3, j : j + 3].ravel()
+        rows.append(((z, i, j), np.average(y, axis=1, weights=s**-2), s, y))
+    scaled = np.stack([mean * (s**-2).sum() ** 0.5 for _, mean, s, _ in rows])
+    axes = np.linalg.svd(scaled, full_matrices=False)[2][:4]
+    scatter = [(((axes @ (y - mean[:, None])) / s) ** 2).sum() for _, mean, s, y in rows]
+    best = np.sort(np.argsort(scatter)[: round(0.3 * len(rows))])
+    np.testing.assert_allclose(found.y.numpy().T, scaled[best], rtol=1e-5, atol=1e-6)
+    assert [tuple(x) for x in torch.nonzero(found.chosen).tolist()] == [rows[i][0] for i in best]
+    every = [(((y - mean[:, None]) / s) ** 2).sum() / 40 for _, mean, s, y in rows]
+    assert found.scatter == pytest.approx(np.mean(np.array(every)[best]), rel=1e-9)
+
+
+@pytest.mark.parametrize("sigma", [0.2167, 0.13])
+def test_chosen_blocks_hold_one_tissue(sigma):
+    kappa, label = layout(1, 96)
+    where = torch.ones(96, 96, dtype=torch.bool)
+    chosen = homogeneous_blocks(grains(kappa, sigma, 3), where, torch.full((1,), sigma, dtype=torch.float64)).chosen[0]
+    windows = label.unfold(0, 3, 1).unfold(1, 3, 1).flatten(2)
+    mixed = windows.amin(2) != windows.amax(2)
+    assert float(mixed.double().mean()) > 0.25
+    # boundaries between grey and white matter of like signal are the last to be seen
+    assert float(mixed[chosen].double().mean()) < 0.15
+
+
+def test_variance_of_blocks_is_that_of_their_errors():
+    """One truth, 12 draws of the noise: SD of B against the claimed SD, which holds a factor for the pull of the kinks;
+    overlap makes it 2 to 3 times that of as many blocks on their own."""
+    sigma, where = 0.15, torch.ones(64, 64, dtype=torch.bool)
+    kappa, _ = layout(2, 64, b=1.85)
+    level = torch.full((1,), sigma, dtype=torch.float64)
+    found = [pool_blocks(TI_31, False, homogeneous_blocks(grains(kappa, sigma, s), where, level)) for s in range(12)]
+    b, variance, converged = (np.array(column) for column in zip(*found, strict=True))
+    assert converged.all()
+    # between 1 and the factor, 1.4; 12 draws: the SD is known to 20 %
+    assert 0.5 < b.std(ddof=1) / np.sqrt(variance.mean()) < 1.3
+
+
+def test_auto_takes_blocks_where_neighbours_are_alike():
+    """And not in a list of voxels, or where noise is low."""
+    kappa, _ = layout(3, 64, b=1.9)
+    sigma = 0.2167
+    images = grains(kappa, sigma, 1)
+
+    def b(images, sigma=sigma, pooling="auto"):
+        return float(build_estimator("shared-b", IR, {"pooling": pooling})(images, sigma).kappa[1].nanmedian())
+
+    blocks = b(images, pooling="blocks")
+    assert b(images) == b(images[:, None]) == blocks
+    assert float(build_estimator("empirical-bayes", IR)(images, sigma).kappa[1, 0, 0]) == blocks
+    # only the order of the scatter counts, so that a wrong sigma does no harm; a tenth of the SD of B
+    for other in (0.8 * sigma, 1.2 * sigma, None):
+        assert b(images, other) == pytest.approx(blocks, abs=2e-3)
+    assert b(images.flatten(1)) == b(images, pooling="histogram") != blocks
+    low = grains(kappa, 0.02, 1)
+    assert b(low, 0.02) == b(low, 0.02, pooling="profile")
+
+
+def test_where_there_are_no_blocks_to_take():
+    full = torch.ones(64, 64, dtype=torch.bool)
+    assert enough_blocks(full)
+    assert not enough_blocks(torch.arange(64)[:, None].expand(64, 64) % 3 > 0)
+    assert not enough_blocks(full[:20, :20])
+    assert not enough_blocks(full.flatten())
+    # in strips of three voxels one block begins for three voxels
+    assert enough_blocks(torch.arange(64)[:, None].expand(64, 64) % 4 > 0)
+    # voxels in no order: no block is of one tissue, which auto sees by their scatter
+    sigma = 0.2167
+    kappa, _ = layout(3, 64, b=1.9)
+    order = torch.randperm(64 * 64, generator=torch.Generator().manual_seed(0))
+    shuffled = kappa.flatten(1)[:, order].reshape(kappa.shape)
+    level = torch.full((1,), sigma, dtype=torch.float64)
+    alike, unlike = (homogeneous_blocks(grains(k, sigma, 1), full, level).scatter for k in (kappa, shuffled))
+    assert alike < 1.05
+    assert unlike > 1.1
+
+
+def test_blocks_are_better_than_the_histogram_at_very_high_noise():
+    errors = {"blocks": [], "histogram": []}
+    for draw in range(4):
+        kappa, _ = layout(draw, 64)
+        for name, error in errors.items():
+            found = build_estimator("shared-b", IR, {"pooling": name})(grains(kappa, 0.2167, 50 + draw), sigma=0.2167)
+            error.append(float(found.kappa[1, 0, 0] - kappa[1, 0, 0]))
+    rms = {name: float(np.sqrt(np.mean(np.square(error)))) for name, error in errors.items()}
+    assert rms["blocks"] < 0.8 * rms["histogram"]
+
+
+def test_intervals_of_b_from_blocks_cover():
+    """Ten subjects at SNR 3 and 5."""
+    z, where = [], torch.ones(64, 64, dtype=torch.bool)
+    for draw in range(10):
+        sigma = (0.2167, 0.13)[draw % 2]
+        kappa, _ = layout(draw, 64)
+        blocks = homogeneous_blocks(
+            grains(kappa, sigma, 70 + draw), where, torch.full((1,), sigma, dtype=torch.float64)
+        )
+        b, variance, _ = pool_blocks(TI_31, False, blocks)
+        z.append((b - float(kappa[1, 0, 0])) / variance**0.5)
+    # of 10 that cover 95 %, three outside have a chance of 1 %
+    assert np.sum(np.abs(z) < 1.96) >= 8
+    assert 0.4 < np.sqrt(np.mean(np.square(z))) < 1.5
+
+
+def test_blocks_refuse_what_holds_none():
+    estimate = build_estimator("shared-b", IR, {"pooling": "blocks"})
+    for shape in ((900,), (20, 20), (2, 600)):
+        with pytest.raises(InputError, match="pooling: blocks needs images of two axes or more, and 500 blocks"):
+            estimate(torch.ones(31, *shape), sigma=0.1)

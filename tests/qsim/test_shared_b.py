@@ -7,6 +7,7 @@ import torch
 from qsim.errors import InputError
 from qsim.estimators import Status, build_estimator
 from qsim.estimators.intervals import log_wald
+from qsim.estimators.pooling.one_b import _weighed
 from qsim.estimators.pooling.pieces import peaks, pieces
 from qsim.estimators.pooling.profile import Profile
 from qsim.information import crb
@@ -293,7 +294,7 @@ def test_covariance_at_known_b_is_that_without_b():
 def test_refuses_finite_tr_and_unknown_pooling():
     with pytest.raises(InputError, match="shared-b needs full recovery"):
         build_estimator("shared-b", InversionRecovery(ti=TI_31, tr=3.0))
-    with pytest.raises(InputError, match="pooling: wanted auto, profile, histogram, got 'mean'"):
+    with pytest.raises(InputError, match="pooling: wanted auto, profile, histogram, blocks, got 'mean'"):
         build_estimator("shared-b", IR, {"pooling": "mean"})
     with pytest.raises(InputError, match="sigma: must be positive"):
         build_estimator("shared-b", IR)(torch.ones(31, 3), sigma=0.0)
@@ -401,6 +402,15 @@ def test_auto_finds_b_of_objects_of_sharp_t1(name, b):
         found = estimate(noisy(model, kappa, sigma, torch.Generator().manual_seed(snr)), sigma=sigma)
         error = abs(float(found.kappa[1, 0]) - b)
         assert error < 4 * float(found.variances["noise"][1, 0].sqrt()) + 0.01 * b
+
+
+def test_mean_of_two_poolings():
+    """Moments of a mixture: of equal weights, of one that says nothing, of weights 4 to 1."""
+    assert _weighed((1.8, 0.02), (1.9, 0.02)) == pytest.approx((1.85, 0.01 + 0.05**2))
+    assert _weighed((1.8, np.inf), (1.9, 0.02)) == pytest.approx((1.9, 0.02))
+    assert _weighed((1.8, 0.01), (1.9, np.inf)) == pytest.approx((1.8, 0.01))
+    assert _weighed((1.0, 0.25), (2.0, 1.0)) == pytest.approx((1.2, 0.2 + 0.8 * 0.2**2 + 0.2 * 0.8**2))
+    assert _weighed((1.0, np.inf), (2.0, np.inf))[1] == np.inf
 
 
 @pytest.mark.gpu
