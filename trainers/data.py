@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,6 +22,7 @@ from generators.store import PatchStore, StoredSamples
 from qsim.distributions import Streams
 from qsim.errors import InputError
 from qsim.signals.base import SpatialModel, real_signal
+from trainers.protocols import Protocols
 
 # samples that a store which does not fit into memory reads together, and how many such blocks are mixed
 _BLOCK, _MIXED = 512, 8
@@ -38,6 +39,8 @@ class Batch:
         purity: share of the majority tissue [1].
         sigma: noise SD per real channel [units of A].
         positions: number of each example in the training.
+        times: of each example; None: those of the data's model [s].
+        counted: which of `times` are the example's, the rest fills up; None with `times`.
     """
 
     images: Float[Tensor, "b n *space"] | None
@@ -46,6 +49,8 @@ class Batch:
     purity: Float[Tensor, "b *space"]
     sigma: Float[Tensor, " b"]
     positions: Int[Tensor, " b"]
+    times: Float[Tensor, "b n"] | None = None
+    counted: Bool[Tensor, "b n"] | None = None
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with a function applied to each of its tensors."""
@@ -56,6 +61,8 @@ class Batch:
             purity=function(self.purity),
             sigma=function(self.sigma),
             positions=function(self.positions),
+            times=None if self.times is None else function(self.times),
+            counted=None if self.counted is None else function(self.counted),
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -270,7 +277,7 @@ def loader(
     )
 
 
-def simulate(batch: Batch, config: GeneratorConfig, seed: int) -> Batch:
+def simulate(batch: Batch, config: GeneratorConfig, seed: int, protocols: Protocols | None = None) -> Batch:
     """Series of a batch of maps, with a noise level and noise that are new for every position of the training.
 
     The noise is drawn on the batch's device: the same from run to run, not the same on another kind of device.
@@ -279,8 +286,12 @@ def simulate(batch: Batch, config: GeneratorConfig, seed: int) -> Batch:
         batch: with maps; returned as it is if it has images.
         config: model and noise of the data set.
         seed: of the training.
+        protocols: times of their own for the examples; None: those of the data set.
+    Raises: InputError if the examples have images and shall have times of their own.
     """
     if batch.images is not None:
+        if protocols is not None:
+            raise InputError("task.protocols: the data hold images of their own times; set store: maps in their config")
         return batch
     noise, model = config.noise_model, config.signal_model
     streams = [Streams(seed, int(position)) for position in batch.positions]
@@ -292,7 +303,11 @@ def simulate(batch: Batch, config: GeneratorConfig, seed: int) -> Batch:
     # a relaxation time of 0 in the background is no number for the model
     kappa = torch.where(inside[:, None], batch.kappa, 1.0)
     maps = kappa.movedim(1, 0)
-    if isinstance(model, SpatialModel) and model.mixes_voxels:
+    times = counted = None
+    if protocols is not None:
+        signal, times, counted = protocols.signals(model, maps, streams)
+        signal *= inside[:, None]
+    elif isinstance(model, SpatialModel) and model.mixes_voxels:
         # the background must not blur into the tissue: it is taken out before voxels mix
         signal = real_signal(model, model.image(model.magnetisation(maps) * inside)).movedim(1, 0)
     else:
@@ -303,4 +318,4 @@ def simulate(batch: Batch, config: GeneratorConfig, seed: int) -> Batch:
         for channel in normals:
             channel[i].normal_(generator=generator)
     images = noise.add(signal, sigma.reshape(-1, *(1,) * (signal.ndim - 1)), normals)
-    return replace(batch, images=images, sigma=sigma)
+    return replace(batch, images=images, sigma=sigma, times=times, counted=counted)

@@ -41,7 +41,7 @@ from trainers.checkpoint import (
 from trainers.config import TrainConfig
 from trainers.data import Generated, PatchDataset, Source, loader, open_store, simulate
 from trainers.progress import Bar
-from trainers.tasks import Supervised, supervised
+from trainers.tasks import Task, supervised
 
 Device = Literal["auto", "cpu", "cuda"]
 # samples that tell the scale of the images a network was trained on
@@ -83,7 +83,7 @@ def open_source(config: TrainConfig) -> Source:
     return open_store(PatchStore(data.store), data.memory_gb)
 
 
-def describe(config: TrainConfig, task: Supervised, source: Source, precision: str) -> dict[str, Any]:
+def describe(config: TrainConfig, task: Task, source: Source, precision: str) -> dict[str, Any]:
     """What a network on disk says about itself."""
     generator = source.config
     return {
@@ -141,6 +141,8 @@ def fit(
         raise InputError(f"batch: {config.batch} samples cannot be divided among {ranks} devices")
     source = open_source(config)
     task = supervised(config.mapping_task, config.mapping_network, source.config.signal_model, config.targets)
+    if task.protocols is not None and source.config.store != "maps":
+        raise InputError("task.protocols: the data hold images of their own times; set store: maps in their config")
     if fabric.is_global_zero:
         claim(out, config, resume)
     fabric.barrier()
@@ -179,7 +181,7 @@ def fit(
             rate = learning_rate(config, iteration)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            prepared = simulate(batch.to(fabric.device), source.config, config.seed)
+            prepared = simulate(batch.to(fabric.device), source.config, config.seed, task.protocols)
             loss = task.loss(net, prepared)["total"]
             wrapped.zero_grad(set_to_none=True)
             fabric.backward(loss)
@@ -205,7 +207,7 @@ class _Run:
     config: TrainConfig
     out: Path
     source: Source
-    task: Supervised
+    task: Task
     net: nn.Module
     optimiser: torch.optim.Optimizer
     description: Mapping[str, Any]
@@ -250,7 +252,7 @@ class _Run:
             rows = range(start, min(start + self.config.batch, indices.stop))
             # positions far from those of the training: noise of its own, the same at every validation
             batch = replace(self.source.take(rows), positions=torch.tensor(rows) + 2**40)
-            batch = simulate(batch.to(self.fabric.device), self.source.config, self.config.seed)
+            batch = simulate(batch.to(self.fabric.device), self.source.config, self.config.seed, self.task.protocols)
             with torch.no_grad(), self.fabric.autocast():
                 for name, value in self.task.metrics(self.net, batch).items():
                     sums[name] = sums.get(name, 0.0) + float(value)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from qsim.errors import InputError
 from qsim.signals.base import SignalModel
 from trainers.checkpoint import MODEL, STATE, load_tensors, restore_weights
 from trainers.config import TrainConfig
+from trainers.mixture_estimator import MixtureEstimator
 from trainers.network_estimator import NetworkEstimator
 from trainers.tasks import supervised
 
-_SHIPPED = Path(__file__).parent / "models"
+_SHIPPED = Path(__file__).parent / "shipped"
 
 
 def find_network(run: str | Path) -> Path:
@@ -39,7 +41,12 @@ def find_network(run: str | Path) -> Path:
 
 
 def load_estimator(
-    run: str | Path, model: SignalModel | None = None, device: str = "cpu", *, images_unit: float = 1.0
+    run: str | Path,
+    model: SignalModel | None = None,
+    device: str = "cpu",
+    *,
+    images_unit: float = 1.0,
+    contrast: float | None = None,
 ) -> NetworkEstimator:
     """A trained network, ready to map.
 
@@ -49,6 +56,7 @@ def load_estimator(
             model (signed if it was trained so), a ResNet only those it was trained on.
         device: torch device.
         images_unit: signal that the network shall see as 1, see `NetworkEstimator`.
+        contrast: of a local_mixture, see its config; None: as its config has it.
     Raises: InputError if the file is damaged or the model does not fit it.
     """
     path = find_network(run)
@@ -76,12 +84,20 @@ def load_estimator(
     net.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     net.eval()
     net.requires_grad_(False)
+    predictor = task.predictor(net)
+    if contrast is not None:
+        if not isinstance(predictor, MixtureEstimator):
+            raise InputError(f"contrast: a {network.kind} has none, a local_mixture has")
+        if not (isfinite(contrast) and contrast >= 1):
+            raise InputError(f"contrast: must be at least 1, got {contrast:g}")
+        predictor = replace(predictor, contrast=contrast)
     low, high = header["images_scale"]
     return replace(
-        task.predictor(net),
+        predictor,
         device=place,
         bf16=header["precision"] == "bf16",
-        scale=(low, high),
+        # a local_mixture sees nothing that has a unit
+        scale=None if isinstance(predictor, MixtureEstimator) else (low, high),
         images_unit=images_unit,
         trained_on=generator,
     )

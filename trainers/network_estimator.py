@@ -131,7 +131,7 @@ class NetworkEstimator:
         space = images.shape[1:]
         valid = computable(images, mask)
         if not valid.any():
-            return _nothing(len(self.parameters), images)
+            return nothing(len(self.parameters), images)
         series = torch.where(torch.isfinite(images), images, 0.0).float() / self.images_unit
         self._check_scale(series, valid)
         levels = self._sigma(series, sigma, valid)
@@ -197,7 +197,8 @@ class NetworkEstimator:
         return torch.where(valid & torch.isfinite(kappa).all(0), status, int(Status.NOT_COMPUTED)).to(torch.uint8)
 
 
-def _nothing(n_rows: int, images: Float[Tensor, "n *space"]) -> Estimate:
+def nothing(n_rows: int, images: Float[Tensor, "n *space"]) -> Estimate:
+    """What is returned where no voxel can be computed."""
     space = images.shape[1:]
     status = torch.full(space, int(Status.NOT_COMPUTED), dtype=torch.uint8)
     return Estimate(images.new_full((n_rows, *space), torch.nan), status)

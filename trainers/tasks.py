@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,22 +10,45 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from qsim.errors import InputError
-from qsim.estimators.base import Estimator
 from qsim.parameters import Parameter
 from qsim.signals.base import SignalModel, SpatialModel
 from qsim.values import value
 from trainers.data import Batch
 from trainers.losses import squared_error
+from trainers.mixture_task import LocalMixtureTask, MixtureLearning
 from trainers.network_estimator import NetworkEstimator
-from trainers.networks import MappingNetwork
+from trainers.networks import LocalMixtureNetwork, MappingNetwork
 from trainers.networks.coordinates import Coordinates
+from trainers.networks.local_mixture import require_recovery
+from trainers.protocols import Protocols
 
 # weights of rows in the loss
 Weights = Mapping[str, Annotated[float, Field(gt=0)]]
 
 
+@runtime_checkable
 class Task(Protocol):
     """What is learned."""
+
+    @property
+    def model(self) -> SignalModel:
+        """Signal model of the data."""
+        ...
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Rows of the network's answer."""
+        ...
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Rows in the loss and in the estimate."""
+        ...
+
+    @property
+    def protocols(self) -> Protocols | None:
+        """Times that are drawn for every sample; None: those of the data."""
+        ...
 
     def loss(self, net: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Terms of the loss; `total` is minimised."""
@@ -35,7 +58,7 @@ class Task(Protocol):
         """Sums over a validation batch: `count`, and what is to be divided by it."""
         ...
 
-    def predictor(self, net: nn.Module) -> Estimator:
+    def predictor(self, net: nn.Module) -> NetworkEstimator:
         """The network as an estimator."""
         ...
 
@@ -72,13 +95,13 @@ class ResNetTask:
     purity: Annotated[float, Field(ge=0, le=1)] = 0.9
 
 
-TASKS = (RIMTask, ResNetTask)
-MappingTask = RIMTask | ResNetTask
+TASKS = (RIMTask, ResNetTask, LocalMixtureTask)
+MappingTask = RIMTask | ResNetTask | LocalMixtureTask
 
 
 @dataclass(frozen=True, slots=True)
 class Supervised:
-    """The two tasks above, matched to a signal model: the maps of a simulation are the truth.
+    """One of the two tasks above, matched to a signal model: the maps of a simulation are the truth.
 
     Attributes:
         spec: the task as the config names it.
@@ -87,10 +110,14 @@ class Supervised:
         targets: rows in the loss and in the estimate.
     """
 
-    spec: MappingTask
+    spec: RIMTask | ResNetTask
     network: MappingNetwork
     model: SignalModel
     targets: tuple[str, ...]
+
+    @property
+    def protocols(self) -> Protocols | None:
+        return None
 
     @property
     def coordinates(self) -> Coordinates:
@@ -148,7 +175,9 @@ class Supervised:
         )
 
 
-def supervised(spec: MappingTask, network: MappingNetwork, model: SignalModel, targets: tuple[str, ...]) -> Supervised:
+def supervised(
+    spec: MappingTask, network: MappingNetwork, model: SignalModel, targets: tuple[str, ...]
+) -> Supervised | MixtureLearning:
     """The task of a config on the data's model.
 
     Raises: InputError if a target is no row of the model.
@@ -157,6 +186,10 @@ def supervised(spec: MappingTask, network: MappingNetwork, model: SignalModel, t
     unknown = [name for name in targets if name not in rows]
     if unknown:
         raise InputError(f"targets: {', '.join(unknown)} is no row of the data's model, which has {', '.join(rows)}")
+    if isinstance(spec, LocalMixtureTask):
+        assert isinstance(network, LocalMixtureNetwork), "the config has checked that task and network fit"
+        require_recovery(model)
+        return MixtureLearning(spec, network, model, tuple(name for name in rows if not targets or name in targets))
     if network.any_length and isinstance(model, SpatialModel) and model.mixes_voxels:
         raise InputError(
             "task.kind: rim evaluates the model voxel by voxel, and this readout mixes voxels; "

@@ -1,0 +1,209 @@
+"""The network `local_mixture` as an estimator: B from all voxels together, then the posterior of T1 in each, then A.
+
+    B, var B         shared-b over the mask
+    u = log T1       posterior of the network at that B: mean x, variance s^2
+    T1 = exp(x),     A = S . d / d . d at T1
+    covariance       sigma^2 / (d . d) e e'  +  s^2 a a'  +  var B c c'        in A, B, T1
+        e = (1, 0, 0),   a = (dA/du, 0, T1),   c = (dA/dB + dA/du du/dB, 1, T1 du/dB)
+
+B moves T1 as freely as in a fit (du/dB of `voxel_likelihood`), which is an upper bound where neighbours hold it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from qsim.errors import InputError
+from qsim.estimators.base import Estimate, Status, check_series, computable
+from qsim.estimators.shared_b import SharedB
+from qsim.signals import InversionRecovery
+from trainers.network_estimator import NetworkEstimator, nothing
+from trainers.networks.mixture_posterior import Mixture
+from trainers.networks.voxel_likelihood import Recovery
+
+# voxels that are mapped together: about 150 numbers for each at a time
+_VOXELS = 1 << 18
+# SD of B above which the series says nothing about it: a quarter of its range, as in shared-b [1]
+_UNKNOWN = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class _Solved:
+    """Maps of some slices.
+
+    Attributes:
+        kappa: A, B, T1.
+        covariance: of them.
+        ends: quantiles of T1.
+    """
+
+    kappa: Float[Tensor, "b 3 y x"]
+    covariance: Float[Tensor, "b 3 3 y x"]
+    ends: Float[Tensor, "b k y x"]
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureEstimator(NetworkEstimator):
+    """The network `local_mixture` as an `Estimator`, with the variance and covariance of its posterior.
+
+    Voxels outside the mask count for nothing, neither in B nor as neighbours. The images may be in any unit.
+
+    Attributes:
+        contrast: as in the network's config.
+    """
+
+    contrast: float = 1.0
+
+    def __call__(
+        self,
+        images: Float[Tensor, "n *space"],
+        sigma: float | Tensor | None = None,
+        mask: Bool[Tensor, "*space"] | None = None,
+        known: Mapping[str, Tensor] | None = None,
+    ) -> Estimate:
+        """Map a series of one slice (n, y, x) or a stack of slices (n, z, y, x).
+
+        Args:
+            images: the series [any unit; A is in the same].
+            sigma: noise SD, a number or one per voxel [as images]; None: `noise_sd`.
+            mask: voxels that share B, and to estimate; None: all.
+            known: {"B": number}: B is not searched.
+        Raises: InputError if the series does not fit the network.
+        """
+        valid = self._valid(images, mask, known)
+        rows = [i for i, p in enumerate(self.answers) if p.name in self.targets]
+        if not valid.any():
+            return nothing(len(rows), images)
+        solved, variance = self._solve(images, sigma, valid, known, ())
+        kappa, covariance = solved.kappa[:, rows].movedim(1, 0), solved.covariance.movedim(0, 2)
+        space = images.shape[1:]
+        kappa = kappa.reshape(-1, *space)
+        covariance = covariance[rows][:, rows].reshape(len(rows), len(rows), *space)
+        status = self._status(kappa, valid)
+        if variance > _UNKNOWN**2:
+            status = torch.where(valid, int(Status.NOT_CONVERGED), status).to(torch.uint8)
+        covariance = torch.where(valid, covariance, torch.nan).to(images.dtype)
+        return Estimate(
+            torch.where(valid, kappa, torch.nan).to(images.dtype),
+            status,
+            {"noise": torch.einsum("ii...->i...", covariance).contiguous()},
+            covariance,
+        )
+
+    def quantiles(
+        self,
+        images: Float[Tensor, "n *space"],
+        levels: Sequence[float],
+        sigma: float | Tensor | None = None,
+        mask: Bool[Tensor, "*space"] | None = None,
+        known: Mapping[str, Tensor] | None = None,
+    ) -> Float[Tensor, "k *space"]:
+        """Quantiles of T1 in every voxel: of the posterior, its distance to the mean widened by the error of B.
+
+            x + sign sqrt((q - x)^2 + (z du/dB)^2 var B),   z: normal quantile of the level
+
+        Args:
+            levels: between 0 and 1, as (.025, .975).
+        Returns: [s]; NaN where not computed.
+        """
+        valid = self._valid(images, mask, known)
+        if not all(0 < level < 1 for level in levels):
+            raise InputError(f"levels: wanted numbers between 0 and 1, got {tuple(levels)}")
+        space = images.shape[1:]
+        if not valid.any():
+            return images.new_full((len(levels), *space), torch.nan)
+        solved, _ = self._solve(images, sigma, valid, known, tuple(levels))
+        ends = solved.ends.movedim(1, 0).reshape(-1, *space)
+        return torch.where(valid, ends, torch.nan).to(images.dtype)
+
+    def _valid(
+        self, images: Tensor, mask: Bool[Tensor, "*space"] | None, known: Mapping[str, Tensor] | None
+    ) -> Bool[Tensor, "*space"]:
+        """Voxels that are mapped.
+
+        Raises: InputError if the series or `known` does not fit.
+        """
+        try:
+            check_series(images, self.model)
+        except ValueError as error:
+            raise InputError(f"{error}; {self.name} was loaded for these times") from None
+        if images.ndim not in (3, 4):
+            raise InputError(f"images: a series of slices (n, y, x) or (n, z, y, x) is needed, got {images.ndim} axes")
+        if known and set(known) != {"B"}:
+            raise InputError(f"known: {', '.join(known)}: {self.name} can be told B only")
+        return computable(images, mask)
+
+    def _solve(
+        self,
+        images: Tensor,
+        sigma: float | Tensor | None,
+        valid: Bool[Tensor, "*space"],
+        known: Mapping[str, Tensor] | None,
+        levels: tuple[float, ...],
+    ) -> tuple[_Solved, float]:
+        """Maps of all slices, and the variance of B."""
+        space = images.shape[1:]
+        series = torch.where(valid, images, 0.0).float()
+        noise = self._sigma(series / self.images_unit, sigma, valid)
+        assert noise is not None, "this network always needs sigma"
+        noise = noise * self.images_unit
+        # B by its own method; a map of sigma has the shape of the images
+        level = float(noise) if noise.numel() == 1 else noise.reshape(space)
+        pooled = SharedB(self.model, covariance=True)(series, level, valid, known)
+        first = valid.flatten().nonzero()[0, 0]
+        b = float(pooled.kappa[1].flatten()[first])
+        variance = float(pooled.variances["noise"][1].flatten()[first])
+        slices = series.reshape(series.shape[0], -1, *space[-2:]).movedim(0, 1)
+        masks = valid.reshape(-1, *space[-2:])
+        per_chunk = max(1, _VOXELS // (space[-2] * space[-1]))
+        parts = []
+        for i in range(0, len(slices), per_chunk):
+            rows = slice(i, i + per_chunk)
+            levels_here = noise if noise.shape[0] == 1 else noise[rows]
+            parts.append(self._posterior(slices[rows], masks[rows], levels_here, b, variance, levels))
+        names = ("kappa", "covariance", "ends")
+        return _Solved(*(torch.cat([getattr(part, name) for part in parts]) for name in names)), variance
+
+    def _posterior(
+        self,
+        slices: Float[Tensor, "b n y x"],
+        mask: Bool[Tensor, "b y x"],
+        sigma: Float[Tensor, "b_or_1 ys xs"],
+        b: float,
+        variance: float,
+        levels: tuple[float, ...],
+    ) -> _Solved:
+        model = self.model
+        assert isinstance(model, InversionRecovery)
+        home = slices.device
+        slices, mask, sigma = slices.to(self.device), mask.to(self.device), sigma.to(self.device)
+        count = len(slices)
+        times = slices.new_tensor(model.ti).expand(count, -1)
+        counted = torch.ones_like(times, dtype=torch.bool)
+        depth = slices.new_full((count,), b)
+        with torch.inference_mode():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                answer = self.net(slices, sigma, depth, times, counted, mask, model.signed, True, self.contrast)
+            mixture = Mixture(*answer[:, 0].float().unbind(1))
+            x, spread = mixture.centre, mixture.spread
+            likelihood = Recovery(slices, times, counted, depth, sigma.expand(count, *sigma.shape[1:]), model.signed)
+            a = likelihood.local(x).amplitude
+            slopes = likelihood.slopes(x, a)
+            t1 = x.exp()
+            zero, one = torch.zeros_like(x), torch.ones_like(x)
+            by_b = slopes.amplitude_by_b + slopes.amplitude_by_u * slopes.u_by_b
+            of_u = torch.stack((slopes.amplitude_by_u, zero, t1), 1)
+            of_b = torch.stack((by_b, one, t1 * slopes.u_by_b), 1)
+            covariance = of_u[:, :, None] * of_u[:, None] * spread[:, None, None]
+            covariance += of_b[:, :, None] * of_b[:, None] * variance
+            covariance[:, 0, 0] += slopes.amplitude_variance * sigma.square()
+            ends = [x.new_zeros(count, 0, *x.shape[1:])]
+            for level in levels:
+                away = mixture.quantile(level) - x
+                shift = torch.special.ndtri(x.new_tensor(level)) * slopes.u_by_b * variance**0.5
+                ends.append((x + torch.sign(away) * (away.square() + shift.square()).sqrt()).exp()[:, None])
+            kappa = torch.stack((a, torch.full_like(a, b), t1), 1)
+        return _Solved(kappa.to(home), covariance.to(home), torch.cat(ends, 1).to(home))
