@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from pydantic import TypeAdapter
 from scipy import stats
 
@@ -294,8 +293,7 @@ def test_the_pair_of_huang2023_shares_all_but_the_preparation():
 def test_suppressed_regions_are_the_noisy_ones():
     config = GeneratorConfig(**on_discs({"kind": "huang2022"}, ("liver", "fat")))
     signal = make_truth(config, 0).signal[0]
-    assert float(signal[:, 4:].mean()) < 0.3 * float(signal[:, :4].mean())
-    assert torch.isfinite(signal).all()
+    assert 0 < float(signal[:, 4:].mean()) < 0.3 * float(signal[:, :4].mean())
 
 
 @pytest.mark.parametrize("name", ["clinical_t1", "preclinical_t1rho"])
