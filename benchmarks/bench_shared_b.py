@@ -97,19 +97,21 @@ def efficiency(n: int, repeats: int) -> None:
 
 
 def pooled_b(n: int, draws: int) -> None:
-    """RMS error and bias of B."""
-    print(f"\nbrain-like images of {n} voxels, {draws} draws: RMS error of B (its mean)")
+    """RMS error and bias of B, and what they are in units of the stated SD."""
+    print(f"\nbrain-like images of {n} voxels, {draws} draws: RMS error of B (its mean; mean of (error / SD)^2)")
     for sigma in SIGMAS:
         cells = []
         for pooling in ("profile", "histogram", "auto"):
-            errors = []
+            errors, squares = [], []
             for draw in range(draws):
                 kappa, _ = brain_like(draw, n)
-                found = build_estimator("shared-b", IR, {"pooling": pooling})(
+                found = build_estimator("shared-b", IR, {"pooling": pooling, "covariance": True})(
                     noisy_images(kappa, sigma, 100 + draw), sigma=sigma
                 )
                 errors.append(float(found.kappa[1, 0] - kappa[1, 0]))
-            cells.append(f"{pooling} {float(np.sqrt(np.mean(np.square(errors)))):.4f} ({float(np.mean(errors)):+.4f})")
+                squares.append(errors[-1] ** 2 / float(found.variances["noise"][1, 0]))
+            rms, mean = float(np.sqrt(np.mean(np.square(errors)))), float(np.mean(errors))
+            cells.append(f"{pooling} {rms:.4f} ({mean:+.4f}; {float(np.mean(squares)):.2f})")
         print(f"sigma {sigma:6.4f}   {'   '.join(cells)}")
 
 

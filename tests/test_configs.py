@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from generators.config import GeneratorConfig
 from generators.corrupt_config import CorruptConfig
@@ -18,7 +19,7 @@ KINDS = {"generate": GeneratorConfig, "train": TrainConfig, "corrupt": CorruptCo
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_is_valid(path):
-    kind = path.stem.split("_")[0]
+    kind = "train" if path.parent.name == "networks" else path.stem.split("_")[0]
     config = read_study(path)[1] if kind == "study" else read_config(path, KINDS[kind])
     assert path.stem in (path.parent / "README.md").read_text(encoding="utf-8")
     if isinstance(config, TrainConfig):
@@ -40,3 +41,17 @@ def test_study_and_training_of_the_demo_share_protocol_but_no_seed_and_no_slice(
     assert study.data.seed != training.seed
     assert (training.split, study.data.split) == ("train", "test")
     assert study.data.phantom_spec == training.phantom_spec
+
+
+def test_studies_of_the_paper_are_on_draws_of_no_training_and_name_networks_that_a_config_trains():
+    folder = ROOT / "configs" / "sabidussi2021"
+    trained = {f"runs/{path.stem}" for path in (folder / "networks").glob("*.yaml")}
+    for path in folder.glob("study_*.yaml"):
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = given["data"].get("twin", given["data"])
+        if "scans" not in data:
+            assert (data["seed"], data["split"]) == (2021, "test"), path.name
+        if path.stem == "study_t1_small":
+            continue  # networks of the demo
+        runs = {entry["model"] for entry in given["estimators"] if "model" in entry}
+        assert runs - {"rim-t1", "rim-t2", "resnet-t1"} <= trained, path.name

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from generators.config import Count, GeneratorConfig, RootConfig, Seed
 from trainers.networks import NETWORKS, MappingNetwork
-from trainers.tasks import TASKS, MappingTask
+from trainers.tasks import TASKS, TRAINS, MappingTask
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -86,7 +86,7 @@ class TrainConfig(RootConfig):
             raise ValueError(f"targets: a name occurs twice in {', '.join(self.targets)}")
         if self.warmup >= self.iterations:
             raise ValueError(f"warmup must be shorter than the training, got {self.warmup} of {self.iterations}")
-        if self.mapping_task.kind != self.mapping_network.kind:
+        if self.mapping_network.kind not in TRAINS[self.mapping_task.kind]:
             raise ValueError(
                 f"network.kind is {self.mapping_network.kind}, which task.kind {self.mapping_task.kind} cannot train"
             )

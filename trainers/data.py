@@ -22,10 +22,11 @@ from generators.store import PatchStore, StoredSamples
 from qsim.distributions import Streams
 from qsim.errors import InputError
 from qsim.signals.base import SpatialModel, real_signal
-from trainers.protocols import Protocols
+from trainers.variety import Variety
 
 # samples that a store which does not fit into memory reads together, and how many such blocks are mixed
 _BLOCK, _MIXED = 512, 8
+_NONE = Variety()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Batch:
         positions: number of each example in the training.
         times: of each example; None: those of the data's model [s].
         counted: which of `times` are the example's, the rest fills up; None with `times`.
+        lesions: where relaxation times were changed in small structures; None where that was not asked for.
     """
 
     images: Float[Tensor, "b n *space"] | None
@@ -51,6 +53,7 @@ class Batch:
     positions: Int[Tensor, " b"]
     times: Float[Tensor, "b n"] | None = None
     counted: Bool[Tensor, "b n"] | None = None
+    lesions: Bool[Tensor, "b *space"] | None = None
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with a function applied to each of its tensors."""
@@ -63,6 +66,7 @@ class Batch:
             positions=function(self.positions),
             times=None if self.times is None else function(self.times),
             counted=None if self.counted is None else function(self.counted),
+            lesions=None if self.lesions is None else function(self.lesions),
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -277,7 +281,7 @@ def loader(
     )
 
 
-def simulate(batch: Batch, config: GeneratorConfig, seed: int, protocols: Protocols | None = None) -> Batch:
+def simulate(batch: Batch, config: GeneratorConfig, seed: int, variety: Variety = _NONE) -> Batch:
     """Series of a batch of maps, with a noise level and noise that are new for every position of the training.
 
     The noise is drawn on the batch's device: the same from run to run, not the same on another kind of device.
@@ -286,12 +290,11 @@ def simulate(batch: Batch, config: GeneratorConfig, seed: int, protocols: Protoc
         batch: with maps; returned as it is if it has images.
         config: model and noise of the data set.
         seed: of the training.
-        protocols: times of their own for the examples; None: those of the data set.
-    Raises: InputError if the examples have images and shall have times of their own.
+        variety: what else is drawn anew.
+    Raises: InputError if the examples have images and something shall be drawn anew, or the model does not allow it.
     """
+    variety.check(config.signal_model, config.store if batch.images is None else "images")
     if batch.images is not None:
-        if protocols is not None:
-            raise InputError("task.protocols: the data hold images of their own times; set store: maps in their config")
         return batch
     noise, model = config.noise_model, config.signal_model
     streams = [Streams(seed, int(position)) for position in batch.positions]
@@ -300,12 +303,16 @@ def simulate(batch: Batch, config: GeneratorConfig, seed: int, protocols: Protoc
         batch.kappa.device
     )
     inside = batch.labels > 0
+    lesions = None
+    if variety.recolour is not None or variety.lesions is not None:
+        kappa, lesions = variety.maps(batch.kappa, batch.labels, model, streams)
+        batch = replace(batch, kappa=kappa, lesions=lesions)
     # a relaxation time of 0 in the background is no number for the model
     kappa = torch.where(inside[:, None], batch.kappa, 1.0)
     maps = kappa.movedim(1, 0)
     times = counted = None
-    if protocols is not None:
-        signal, times, counted = protocols.signals(model, maps, streams)
+    if variety.protocols is not None:
+        signal, times, counted = variety.protocols.signals(model, maps, streams)
         signal *= inside[:, None]
     elif isinstance(model, SpatialModel) and model.mixes_voxels:
         # the background must not blur into the tissue: it is taken out before voxels mix

@@ -140,9 +140,9 @@ def fit(
     if config.batch % ranks:
         raise InputError(f"batch: {config.batch} samples cannot be divided among {ranks} devices")
     source = open_source(config)
-    task = supervised(config.mapping_task, config.mapping_network, source.config.signal_model, config.targets)
-    if task.protocols is not None and source.config.store != "maps":
-        raise InputError("task.protocols: the data hold images of their own times; set store: maps in their config")
+    data = source.config
+    task = supervised(config.mapping_task, config.mapping_network, data.signal_model, config.targets, data.noise.kind)
+    task.variety.check(data.signal_model, data.store)
     if fabric.is_global_zero:
         claim(out, config, resume)
     fabric.barrier()
@@ -181,7 +181,7 @@ def fit(
             rate = learning_rate(config, iteration)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            prepared = simulate(batch.to(fabric.device), source.config, config.seed, task.protocols)
+            prepared = simulate(batch.to(fabric.device), source.config, config.seed, task.variety)
             loss = task.loss(net, prepared)["total"]
             wrapped.zero_grad(set_to_none=True)
             fabric.backward(loss)
@@ -252,7 +252,7 @@ class _Run:
             rows = range(start, min(start + self.config.batch, indices.stop))
             # positions far from those of the training: noise of its own, the same at every validation
             batch = replace(self.source.take(rows), positions=torch.tensor(rows) + 2**40)
-            batch = simulate(batch.to(self.fabric.device), self.source.config, self.config.seed, self.task.protocols)
+            batch = simulate(batch.to(self.fabric.device), self.source.config, self.config.seed, self.task.variety)
             with torch.no_grad(), self.fabric.autocast():
                 for name, value in self.task.metrics(self.net, batch).items():
                     sums[name] = sums.get(name, 0.0) + float(value)

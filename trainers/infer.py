@@ -4,18 +4,20 @@ import json
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 
 from generators.config import GeneratorConfig
 from qsim.errors import InputError
+from qsim.signals import InversionRecovery
 from qsim.signals.base import SignalModel
 from trainers.checkpoint import MODEL, STATE, load_tensors, restore_weights
 from trainers.config import TrainConfig
 from trainers.mixture_estimator import MixtureEstimator
 from trainers.network_estimator import NetworkEstimator
+from trainers.networks import LocalMixtureNetwork, MixtureNetwork
 from trainers.tasks import supervised
 
 _SHIPPED = Path(__file__).parent / "shipped"
@@ -47,16 +49,18 @@ def load_estimator(
     *,
     images_unit: float = 1.0,
     contrast: float | None = None,
+    noise: Literal["gaussian", "rician"] | None = None,
 ) -> NetworkEstimator:
     """A trained network, ready to map.
 
     Args:
         run: folder of a run, a .safetensors file, or the name of a shipped network.
         model: signal model of the series to be mapped; None: that of the training. A RIM takes any times of the same
-            model (signed if it was trained so), a ResNet only those it was trained on.
+            model (a plain RIM: signed if it was trained so), a ResNet only those it was trained on.
         device: torch device.
         images_unit: signal that the network shall see as 1, see `NetworkEstimator`.
-        contrast: of a local_mixture, see its config; None: as its config has it.
+        contrast: of a mixture network, see its config; None: as its config has it.
+        noise: of a mixture network: what its likelihood assumes; None: as the data of its training.
     Raises: InputError if the file is damaged or the model does not fit it.
     """
     path = find_network(run)
@@ -75,9 +79,11 @@ def load_estimator(
             f"{path}: a {network.kind} maps only the protocol it was trained on ({_protocol(trained)}), "
             f"not {_protocol(model)}; train one for it, or use a RIM"
         )
-    if _without_times(model) != _without_times(trained):
+    # a mixture network sees no signal, only what the likelihood makes of it
+    loose = ("signed",) if isinstance(network, MixtureNetwork) else ()
+    if _without_times(model, loose) != _without_times(trained, loose):
         raise InputError(f"{path}: was trained on {_protocol(trained)}, not on {_protocol(model)}")
-    task = supervised(config.mapping_task, network, model, tuple(header["targets"]))
+    task = supervised(config.mapping_task, network, model, tuple(header["targets"]), generator.noise.kind)
     net = network.build(model, task.parameters, torch.Generator().manual_seed(0))
     restore_weights(net, tensors, path)
     place = torch.device(device)
@@ -85,8 +91,19 @@ def load_estimator(
     net.eval()
     net.requires_grad_(False)
     predictor = task.predictor(net)
+    for name, option in (("contrast", contrast), ("noise", noise)):
+        if option is not None and not isinstance(predictor, MixtureEstimator):
+            raise InputError(f"{name}: a {network.kind} has no such option, a mixture network has")
+    if noise is not None:
+        if noise not in ("gaussian", "rician"):
+            raise InputError(f"noise: wanted gaussian or rician, got {noise!r}")
+        if noise == "rician" and isinstance(model, InversionRecovery) and model.signed:
+            raise InputError("noise: Rician noise is that of magnitudes, and this model keeps its sign; take gaussian")
+        assert isinstance(predictor, MixtureEstimator)
+        predictor = replace(predictor, rician=noise == "rician")
     if contrast is not None:
-        if not isinstance(predictor, MixtureEstimator):
+        assert isinstance(predictor, MixtureEstimator)
+        if not isinstance(network, LocalMixtureNetwork):
             raise InputError(f"contrast: a {network.kind} has none, a local_mixture has")
         if not (isfinite(contrast) and contrast >= 1):
             raise InputError(f"contrast: must be at least 1, got {contrast:g}")
@@ -96,17 +113,17 @@ def load_estimator(
         predictor,
         device=place,
         bf16=header["precision"] == "bf16",
-        # a local_mixture sees nothing that has a unit
+        # a mixture network sees nothing that has a unit
         scale=None if isinstance(predictor, MixtureEstimator) else (low, high),
         images_unit=images_unit,
         trained_on=generator,
     )
 
 
-def _without_times(model: SignalModel) -> dict[str, Any]:
-    """Kind and switches of a model: what decides how its images look, whatever the times."""
+def _without_times(model: SignalModel, loose: tuple[str, ...]) -> dict[str, Any]:
+    """Kind and switches of a model, but for `loose`: what decides how its images look, whatever the times."""
     plain: dict[str, Any] = TypeAdapter(type(model)).dump_python(model)
-    return {name: setting for name, setting in plain.items() if isinstance(setting, bool | str)}
+    return {name: setting for name, setting in plain.items() if isinstance(setting, bool | str) and name not in loose}
 
 
 def _protocol(model: SignalModel) -> str:

@@ -1,12 +1,12 @@
-"""The network `local_mixture` as an estimator: B from all voxels together, then the posterior of T1 in each, then A.
+"""A mixture network as an estimator: B from all voxels together, then the posterior of T in each, then A.
 
-    B, var B         shared-b over the mask
-    u = log T1       posterior of the network at that B: mean x, variance s^2
-    T1 = exp(x),     A = S . d / d . d at T1
-    covariance       sigma^2 / (d . d) e e'  +  s^2 a a'  +  var B c c'        in A, B, T1
-        e = (1, 0, 0),   a = (dA/du, 0, T1),   c = (dA/dB + dA/du du/dB, 1, T1 du/dB)
+    B, var B         shared-b over the mask (recoveries; decays have no B)
+    u = log T        posterior of the network at that B: mean x, variance s^2
+    T = exp(x),      A at its best at T
+    covariance       var A e e'  +  s^2 a a'  +  var B c c'        in A, B, T1 or A, T2
+        e = (1, 0, 0),   a = (dA/du, 0, T),   c = (dA/dB + dA/du du/dB, 1, T du/dB)
 
-B moves T1 as freely as in a fit (du/dB of `voxel_likelihood`), which is an upper bound where neighbours hold it.
+B moves T1 as freely as in a fit (du/dB of `likelihood`), which is an upper bound where neighbours hold it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,8 @@ from qsim.estimators.base import Estimate, Status, check_series, computable
 from qsim.estimators.shared_b import SharedB
 from qsim.signals import InversionRecovery
 from trainers.network_estimator import NetworkEstimator, nothing
-from trainers.networks.mixture_posterior import Mixture
-from trainers.networks.voxel_likelihood import Recovery
+from trainers.networks.mixture.families import likelihood_of
+from trainers.networks.mixture.posterior import Mixture
 
 # voxels that are mapped together: about 150 numbers for each at a time
 _VOXELS = 1 << 18
@@ -35,27 +35,35 @@ class _Solved:
     """Maps of some slices.
 
     Attributes:
-        kappa: A, B, T1.
+        kappa: A, B, T1 or A, T2.
         covariance: of them.
-        ends: quantiles of T1.
+        ends: quantiles of the relaxation time.
     """
 
-    kappa: Float[Tensor, "b 3 y x"]
-    covariance: Float[Tensor, "b 3 3 y x"]
+    kappa: Float[Tensor, "b q y x"]
+    covariance: Float[Tensor, "b q q y x"]
     ends: Float[Tensor, "b k y x"]
 
 
 @dataclass(frozen=True, slots=True)
 class MixtureEstimator(NetworkEstimator):
-    """The network `local_mixture` as an `Estimator`, with the variance and covariance of its posterior.
+    """A mixture network as an `Estimator`, with the variance and covariance of its posterior.
 
     Voxels outside the mask count for nothing, neither in B nor as neighbours. The images may be in any unit.
 
     Attributes:
         contrast: as in the network's config.
+        rician: whether the series are magnitudes with Rician noise, in the likelihood of T; B is pooled as if the noise
+            were Gaussian. A voxel with a negative magnitude is not computed then.
     """
 
     contrast: float = 1.0
+    rician: bool = False
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Rows that all voxels of a call share."""
+        return ("B",) if isinstance(self.model, InversionRecovery) else ()
 
     def __call__(
         self,
@@ -101,7 +109,7 @@ class MixtureEstimator(NetworkEstimator):
         mask: Bool[Tensor, "*space"] | None = None,
         known: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, "k *space"]:
-        """Quantiles of T1 in every voxel: of the posterior, its distance to the mean widened by the error of B.
+        """Quantiles of the relaxation time: of the posterior, their distance to the mean widened by the error of B.
 
             x + sign sqrt((q - x)^2 + (z du/dB)^2 var B),   z: normal quantile of the level
 
@@ -132,9 +140,13 @@ class MixtureEstimator(NetworkEstimator):
             raise InputError(f"{error}; {self.name} was loaded for these times") from None
         if images.ndim not in (3, 4):
             raise InputError(f"images: a series of slices (n, y, x) or (n, z, y, x) is needed, got {images.ndim} axes")
-        if known and set(known) != {"B"}:
-            raise InputError(f"known: {', '.join(known)}: {self.name} can be told B only")
-        return computable(images, mask)
+        if known and not (set(known) == {"B"} and isinstance(self.model, InversionRecovery)):
+            can = "B only" if isinstance(self.model, InversionRecovery) else "nothing"
+            raise InputError(f"known: {', '.join(known)}: {self.name} can be told {can}")
+        if known and torch.as_tensor(known["B"]).unique().numel() > 1:
+            raise InputError(f"known: {self.name} takes one number for B, not a map")
+        valid = computable(images, mask)
+        return valid & (images >= 0).all(0) if self.rician else valid
 
     def _solve(
         self,
@@ -150,12 +162,7 @@ class MixtureEstimator(NetworkEstimator):
         noise = self._sigma(series / self.images_unit, sigma, valid)
         assert noise is not None, "this network always needs sigma"
         noise = noise * self.images_unit
-        # B by its own method; a map of sigma has the shape of the images
-        level = float(noise) if noise.numel() == 1 else noise.reshape(space)
-        pooled = SharedB(self.model, covariance=True)(series, level, valid, known)
-        first = valid.flatten().nonzero()[0, 0]
-        b = float(pooled.kappa[1].flatten()[first])
-        variance = float(pooled.variances["noise"][1].flatten()[first])
+        b, variance = self._depth(series, noise, valid, known)
         slices = series.reshape(series.shape[0], -1, *space[-2:]).movedim(0, 1)
         masks = valid.reshape(-1, *space[-2:])
         per_chunk = max(1, _VOXELS // (space[-2] * space[-1]))
@@ -167,43 +174,58 @@ class MixtureEstimator(NetworkEstimator):
         names = ("kappa", "covariance", "ends")
         return _Solved(*(torch.cat([getattr(part, name) for part in parts]) for name in names)), variance
 
+    def _depth(
+        self,
+        series: Float[Tensor, "n *space"],
+        noise: Float[Tensor, "b_or_1 ys xs"],
+        valid: Bool[Tensor, "*space"],
+        known: Mapping[str, Tensor] | None,
+    ) -> tuple[float | None, float]:
+        """B of all voxels by its own method, and its variance; None and 0 of a model without B."""
+        if not isinstance(self.model, InversionRecovery):
+            return None, 0.0
+        # a map of sigma has the shape of the images
+        level = float(noise) if noise.numel() == 1 else noise.reshape(valid.shape)
+        pooled = SharedB(self.model, covariance=True)(series, level, valid, known)
+        first = valid.flatten().nonzero()[0, 0]
+        return float(pooled.kappa[1].flatten()[first]), float(pooled.variances["noise"][1].flatten()[first])
+
     def _posterior(
         self,
         slices: Float[Tensor, "b n y x"],
         mask: Bool[Tensor, "b y x"],
         sigma: Float[Tensor, "b_or_1 ys xs"],
-        b: float,
+        b: float | None,
         variance: float,
         levels: tuple[float, ...],
     ) -> _Solved:
-        model = self.model
-        assert isinstance(model, InversionRecovery)
         home = slices.device
         slices, mask, sigma = slices.to(self.device), mask.to(self.device), sigma.to(self.device)
-        count = len(slices)
-        times = slices.new_tensor(model.ti).expand(count, -1)
-        counted = torch.ones_like(times, dtype=torch.bool)
-        depth = slices.new_full((count,), b)
+        depth = None if b is None else slices.new_full((len(slices),), b)
+        likelihood = likelihood_of(self.model, slices, sigma, mask, b=depth, rician=self.rician)
         with torch.inference_mode():
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                answer = self.net(slices, sigma, depth, times, counted, mask, model.signed, True, self.contrast)
+                answer = self.net(likelihood, mask, True, self.contrast)
             mixture = Mixture(*answer[:, 0].float().unbind(1))
             x, spread = mixture.centre, mixture.spread
-            likelihood = Recovery(slices, times, counted, depth, sigma.expand(count, *sigma.shape[1:]), model.signed)
             a = likelihood.local(x).amplitude
             slopes = likelihood.slopes(x, a)
-            t1 = x.exp()
-            zero, one = torch.zeros_like(x), torch.ones_like(x)
-            by_b = slopes.amplitude_by_b + slopes.amplitude_by_u * slopes.u_by_b
-            of_u = torch.stack((slopes.amplitude_by_u, zero, t1), 1)
-            of_b = torch.stack((by_b, one, t1 * slopes.u_by_b), 1)
+            t, zero = x.exp(), torch.zeros_like(x)
+            rows = [a, t] if b is None else [a, torch.full_like(a, b), t]
+            along = [slopes.amplitude_by_u, t] if b is None else [slopes.amplitude_by_u, zero, t]
+            of_u = torch.stack(along, 1)
             covariance = of_u[:, :, None] * of_u[:, None] * spread[:, None, None]
-            covariance += of_b[:, :, None] * of_b[:, None] * variance
+            by_b = zero
+            if slopes.u_by_b is not None and slopes.amplitude_by_b is not None:
+                by_b = slopes.u_by_b
+                amplitude = slopes.amplitude_by_b + slopes.amplitude_by_u * by_b
+                of_b = torch.stack((amplitude, torch.ones_like(x), t * by_b), 1)
+                covariance += of_b[:, :, None] * of_b[:, None] * variance
             covariance[:, 0, 0] += slopes.amplitude_variance * sigma.square()
-            ends = [x.new_zeros(count, 0, *x.shape[1:])]
+            ends = [x.new_zeros(len(x), 0, *x.shape[1:])]
             for level in levels:
                 away = mixture.quantile(level) - x
-                shift = torch.special.ndtri(x.new_tensor(level)) * slopes.u_by_b * variance**0.5
+                shift = torch.special.ndtri(x.new_tensor(level)) * by_b * variance**0.5
                 ends.append((x + torch.sign(away) * (away.square() + shift.square()).sqrt()).exp()[:, None])
-            kappa = torch.stack((a, torch.full_like(a, b), t1), 1)
+            kappa = torch.stack(rows, 1)
         return _Solved(kappa.to(home), covariance.to(home), torch.cat(ends, 1).to(home))

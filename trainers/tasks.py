@@ -17,10 +17,10 @@ from trainers.data import Batch
 from trainers.losses import squared_error
 from trainers.mixture_task import LocalMixtureTask, MixtureLearning
 from trainers.network_estimator import NetworkEstimator
-from trainers.networks import LocalMixtureNetwork, MappingNetwork
+from trainers.networks import MappingNetwork, MixtureNetwork, ResNetNetwork, RIMNetwork
 from trainers.networks.coordinates import Coordinates
-from trainers.networks.local_mixture import require_recovery
-from trainers.protocols import Protocols
+from trainers.networks.mixture.families import times_of
+from trainers.variety import Variety
 
 # weights of rows in the loss
 Weights = Mapping[str, Annotated[float, Field(gt=0)]]
@@ -46,8 +46,8 @@ class Task(Protocol):
         ...
 
     @property
-    def protocols(self) -> Protocols | None:
-        """Times that are drawn for every sample; None: those of the data."""
+    def variety(self) -> Variety:
+        """What is drawn anew for every sample beside noise."""
         ...
 
     def loss(self, net: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
@@ -73,12 +73,15 @@ class RIMTask:
         weights: of a row in the loss, by name; 1 if not given. An error of a relaxation time is relative.
         purity: voxels whose majority tissue has a smaller share are left out of the loss: their stored truth is that of
             the majority tissue, their signal is not [1].
+        voxels: `tissue`: those of the purity above. `all`: the background too, whose true maps are 0 [SI], as in the
+            package of sabidussi2021's authors; the purity is then not used.
     """
 
     kind: Literal["rim"] = "rim"
     weighting: Literal["equal", "root"] = "root"
     weights: Weights = field(default_factory=dict)
     purity: Annotated[float, Field(ge=0, le=1)] = 0.9
+    voxels: Literal["tissue", "all"] = "tissue"
 
 
 @value
@@ -86,17 +89,20 @@ class ResNetTask:
     """Supervised maps by a residual network.
 
     Attributes:
-        weighting, weights, purity: as for the RIM.
+        weighting, weights, purity, voxels: as for the RIM.
     """
 
     kind: Literal["resnet"] = "resnet"
     weighting: Literal["equal", "root"] = "root"
     weights: Weights = field(default_factory=dict)
     purity: Annotated[float, Field(ge=0, le=1)] = 0.9
+    voxels: Literal["tissue", "all"] = "tissue"
 
 
 TASKS = (RIMTask, ResNetTask, LocalMixtureTask)
 MappingTask = RIMTask | ResNetTask | LocalMixtureTask
+# kinds of networks that each kind of task trains
+TRAINS = {"rim": ("rim",), "resnet": ("resnet",), "local_mixture": ("local_mixture", "residual_mixture")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +117,25 @@ class Supervised:
     """
 
     spec: RIMTask | ResNetTask
-    network: MappingNetwork
+    network: RIMNetwork | ResNetNetwork
     model: SignalModel
     targets: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        if self.spec.voxels == "all" and self.network.logarithmic:
+            raise InputError(
+                "task.voxels: all counts the background, where relaxation times are 0 and have no logarithm; take "
+                "tissue, or network.update modulus (rim), maps (resnet) or additive"
+            )
+
     @property
-    def protocols(self) -> Protocols | None:
-        return None
+    def variety(self) -> Variety:
+        return Variety()
 
     @property
     def coordinates(self) -> Coordinates:
         """Coordinates in which the network learns all rows of the model."""
-        return Coordinates(self.parameters, self.network.logarithmic)
+        return self.network.coordinates(self.parameters)
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -137,16 +150,19 @@ class Supervised:
     def _solve(
         self, net: nn.Module, batch: Batch, last_only: bool
     ) -> tuple[Float[Tensor, "b j q *space"], Float[Tensor, "b q *space"], Bool[Tensor, "b *space"]]:
-        """Coordinates of answer and truth of the target rows, and the voxels that count."""
+        """Coordinates of answer and truth of the target rows, and the voxels of enough of one tissue."""
         sigma = batch.sigma.reshape(-1, 1, 1)
         u = net(batch.series, sigma, last_only)[:, :, self._rows(self.parameters)]
         inside = (batch.labels > 0) & (batch.purity >= self.spec.purity)
-        every = Coordinates(tuple(self.model.parameters), self.coordinates.logarithmic)
-        truth = every.encode(every.fill(batch.kappa, ~inside))[:, self._rows(every.parameters)]
+        every = self.network.coordinates(tuple(self.model.parameters))
+        kappa = batch.kappa if self.spec.voxels == "all" else every.fill(batch.kappa, ~inside)
+        truth = every.encode(kappa)[:, self._rows(every.parameters)]
         return u, truth, inside
 
     def loss(self, net: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         u, truth, inside = self._solve(net, batch, last_only=False)
+        if self.spec.voxels == "all":
+            inside = torch.ones_like(inside)
         names = [p.name for p in self.model.parameters if p.name in self.targets]
         weights = u.new_tensor([self.spec.weights.get(name, 1.0) for name in names])
         error = squared_error(u, truth, inside, weights)
@@ -176,20 +192,25 @@ class Supervised:
 
 
 def supervised(
-    spec: MappingTask, network: MappingNetwork, model: SignalModel, targets: tuple[str, ...]
+    spec: MappingTask, network: MappingNetwork, model: SignalModel, targets: tuple[str, ...], noise: str = "gaussian"
 ) -> Supervised | MixtureLearning:
     """The task of a config on the data's model.
 
-    Raises: InputError if a target is no row of the model.
+    Args:
+        noise: kind of the noise of the data; a posterior's likelihood is of it.
+    Raises: InputError if a target is no row of the model, or the task has no likelihood for the noise.
     """
     rows = tuple(p.name for p in model.parameters)
     unknown = [name for name in targets if name not in rows]
     if unknown:
         raise InputError(f"targets: {', '.join(unknown)} is no row of the data's model, which has {', '.join(rows)}")
     if isinstance(spec, LocalMixtureTask):
-        assert isinstance(network, LocalMixtureNetwork), "the config has checked that task and network fit"
-        require_recovery(model)
-        return MixtureLearning(spec, network, model, tuple(name for name in rows if not targets or name in targets))
+        assert isinstance(network, MixtureNetwork), "the config has checked that task and network fit"
+        times_of(model)
+        if noise == "noncentral_chi":
+            raise InputError("noise.kind: a mixture network has a Gaussian or a Rician likelihood; take rician data")
+        wanted = tuple(name for name in rows if not targets or name in targets)
+        return MixtureLearning(spec, network, model, wanted, rician=noise == "rician")
     if network.any_length and isinstance(model, SpatialModel) and model.mixes_voxels:
         raise InputError(
             "task.kind: rim evaluates the model voxel by voxel, and this readout mixes voxels; "
@@ -198,4 +219,5 @@ def supervised(
     unknown = [name for name in spec.weights if name not in (targets or rows)]
     if unknown:
         raise InputError(f"task.weights: {', '.join(unknown)} is not among the targets {', '.join(targets or rows)}")
+    assert isinstance(network, RIMNetwork | ResNetNetwork), "the config has checked that task and network fit"
     return Supervised(spec, network, model, tuple(name for name in rows if not targets or name in targets))

@@ -44,14 +44,15 @@ class SharedB:
         model: an inversion recovery with free B and full recovery.
         pooling: `profile`, `histogram`, `blocks` (the module says what they are), or `auto`: the histogram where the
             noise makes T1 of the median voxel uncertain by more than 2.5 % at known B, else the profile. Where fewer
-            than a quarter of the voxels cross zero within the series, or it keeps its sign, there are no kinks to
-            mislead the profile, and it is used up to 12 %. The histogram's grid of T1 has steps of 1 % or more: with
-            less noise than that neither its B nor the variance of it is to be trusted, nor where nearly all voxels have
-            exactly one T1. Above 8 % `auto` takes the blocks, if the images have two axes or more (a slice is the last
-            two), 500 blocks lie wholly inside the mask, one or more for ten of its voxels, and the half of them that
-            vary least do not vary more than the noise explains by a tenth: in a list of voxels, or an image whose
-            neighbours have nothing in common, they do. `blocks` at less noise than that finds B biased: 5 % of
-            variation within a block shows in its mean.
+            than a quarter of the voxels cross zero within the series, the profile is used up to 3.5 %; where fewer than
+            a tenth do, or it keeps its sign, there are no kinks to mislead it, and it is used up to 12 %. The
+            histogram's grid of T1 has steps of 1 % or more: with less noise than that neither its B nor the variance of
+            it is to be trusted, nor where nearly all voxels have exactly one T1. Above 5 % `auto` takes the mean of
+            histogram and blocks, above 7 % (of up to 4096 voxels 14 %) the blocks, if the images have two axes or more
+            (a slice is the last two), 500 blocks lie wholly inside the mask, one or more for ten of its voxels, and the
+            half of them that vary least do not vary more than the noise explains by a tenth: in a list of voxels, or an
+            image whose neighbours have nothing in common, they do. `blocks` at less noise than that finds B biased: 5 %
+            of variation within a block shows in its mean.
         covariance: also return the covariance of the noise: inverse Fisher information at known B, plus the share of B,
             whose variance follows from the curvature of its likelihood (of the histogram's 1.5 times that: `pooled_b`;
             of the blocks': from their slopes, `block_means`) and is at least the Cramér-Rao bound at the estimate.

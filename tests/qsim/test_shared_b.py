@@ -405,12 +405,31 @@ def test_auto_finds_b_of_objects_of_sharp_t1(name, b):
 
 
 def test_mean_of_two_poolings():
-    """Moments of a mixture: of equal weights, of one that says nothing, of weights 4 to 1."""
-    assert _weighed((1.8, 0.02), (1.9, 0.02)) == pytest.approx((1.85, 0.01 + 0.05**2))
-    assert _weighed((1.8, np.inf), (1.9, 0.02)) == pytest.approx((1.9, 0.02))
-    assert _weighed((1.8, 0.01), (1.9, np.inf)) == pytest.approx((1.8, 0.01))
-    assert _weighed((1.0, 0.25), (2.0, 1.0)) == pytest.approx((1.2, 0.2 + 0.8 * 0.2**2 + 0.2 * 0.8**2))
+    """Arithmetic: errors of correlation 1/2; what they differ by beyond their errors is the first one's."""
+    # d^2 = .01 is less than .02 + .02 - .02: (.02 + .02) / 4 + 2 .01 / 4
+    assert _weighed((1.8, 0.02), (1.9, 0.02)) == pytest.approx((1.85, 0.015))
+    # c = .25, d^2 - (1.25 - .5) = .25, u = .5, w = 1/3: 4/9 .5 + 4/9 .25 + 1/9
+    assert _weighed((1.0, 0.25), (2.0, 1.0)) == pytest.approx((1 + 1 / 3, 4 / 9))
+    # far apart: the first has no say
+    assert _weighed((1.0, 1e-4), (2.0, 1e-4)) == pytest.approx((2.0, 1e-4), rel=3e-4)
+    assert _weighed((1.8, np.inf), (1.9, 0.02)) == (1.9, 0.02)
+    assert _weighed((1.8, 0.01), (1.9, np.inf)) == (1.8, 0.01)
     assert _weighed((1.0, np.inf), (2.0, np.inf))[1] == np.inf
+
+
+@pytest.mark.parametrize(("part", "taken"), [(0.15, "histogram"), (0.04, "profile")])
+def test_a_tenth_of_kinks_is_enough_for_the_histogram(part, taken):
+    """T1 of 4 s, which crosses zero after the last time, but for a part of the voxels."""
+    kappa, _ = brain_like(3, 2000, b=1.9)
+    kappa[0] = 1
+    kappa[2] = torch.where(torch.arange(2000) < part * 2000, kappa[2].clamp_max(1.3), 4.0)
+    images = noisy_images(kappa, 0.06, 1)
+    found = {
+        name: float(build_estimator("shared-b", IR, {"pooling": name})(images, sigma=0.06).kappa[1, 0])
+        for name in ("auto", "histogram", "profile")
+    }
+    assert found["histogram"] != found["profile"]
+    assert found["auto"] == found[taken]
 
 
 @pytest.mark.gpu

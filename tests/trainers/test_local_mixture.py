@@ -19,17 +19,19 @@ from qsim.distributions import Streams
 from qsim.errors import InputError
 from qsim.estimators import build_estimator
 from qsim.estimators.base import Estimator, Status
-from qsim.signals import InversionRecovery, T2Prep
+from qsim.signals import InversionRecovery
 from trainers import fit as loop
 from trainers.config import TrainConfig
 from trainers.data import Generated, simulate
 from trainers.fit import fit, learning_rate
-from trainers.networks.local_mixture import LocalMixtureNetwork, box
-from trainers.networks.local_start import start
-from trainers.networks.mixture_posterior import posterior
-from trainers.networks.voxel_likelihood import Recovery
+from trainers.networks.mixture.families import Recovery, likelihood_of
+from trainers.networks.mixture.local import LocalMixtureNetwork
+from trainers.networks.mixture.parts import box
+from trainers.networks.mixture.posterior import posterior
+from trainers.networks.mixture.start import start
 from trainers.protocols import Protocols
 from trainers.tasks import supervised
+from trainers.variety import Variety
 
 TI = (0.15, 0.22, 0.31, 0.43, 0.55, 0.68, 0.8, 0.93)
 
@@ -67,6 +69,11 @@ def told(images, sigma, b=1.93, ti=TI):
     counted = torch.ones_like(times, dtype=torch.bool)
     mask = torch.ones(n, *images.shape[2:], dtype=torch.bool)
     return images, images.new_full((n, 1, 1), sigma), images.new_full((n,), b), times, counted, mask
+
+
+def like(images, sigma, b, times, counted, mask):
+    """The likelihood of the arguments above, and the mask: what a network is given."""
+    return likelihood_of(InversionRecovery(ti=TI), images, sigma, mask, times=times, counted=counted, b=b), mask
 
 
 def network(**spec):
@@ -123,7 +130,7 @@ def test_score_and_information_of_a_voxel(signed):
     images = model(kappa).movedim(0, 1)
     images = images + 0.02 * torch.randn(images.shape, generator=generator(3)).double()
     arguments = told(images, 0.03)
-    like = Recovery(images, arguments[3], arguments[4], arguments[2], arguments[1], signed)
+    like = Recovery(images, arguments[3], arguments[4], arguments[1], b=arguments[2], signed=signed)
     u = (kappa[2] * 1.1).log()
 
     def fitted(u):
@@ -158,18 +165,19 @@ def test_how_time_and_amplitude_follow_b():
     images = model(kappa).movedim(0, 1)
     arguments = told(images, 0.03)
 
-    def like(b):
-        return Recovery(images, arguments[3], arguments[4], torch.full((1,), b, dtype=torch.float64), arguments[1])
+    def at_depth(b):
+        depth = torch.full((1,), b, dtype=torch.float64)
+        return Recovery(images, arguments[3], arguments[4], arguments[1], b=depth)
 
     def likeliest(b):
-        u, one = kappa[2].log(), like(b)
+        u, one = kappa[2].log(), at_depth(b)
         for _ in range(40):
             here = one.local(u)
             u = u + here.score / here.information
         return u, one.local(u).amplitude
 
     up, down = likeliest(1.93 + 1e-4), likeliest(1.93 - 1e-4)
-    slopes = like(1.93).slopes(kappa[2].log(), kappa[0])
+    slopes = at_depth(1.93).slopes(kappa[2].log(), kappa[0])
     torch.testing.assert_close(slopes.u_by_b, (up[0] - down[0]) / 2e-4, rtol=1e-4, atol=1e-6)
     by_b = slopes.amplitude_by_b + slopes.amplitude_by_u * slopes.u_by_b
     torch.testing.assert_close(by_b, (up[1] - down[1]) / 2e-4, rtol=1e-4, atol=1e-6)
@@ -179,8 +187,7 @@ def test_how_time_and_amplitude_follow_b():
 def test_the_start_is_empirical_bayes(sigma):
     """Against the posterior on a grid four times as fine, under a histogram from plain EM in numpy."""
     _, images = scene(sigma, shape=(1, 30, 30))
-    found = start(Recovery(images, *told(images, sigma)[3:5], torch.tensor([1.93]), torch.full((1, 1, 1), sigma)),
-                  torch.ones(1, 30, 30, dtype=torch.bool))  # fmt: skip
+    found = start(*like(*told(images, sigma)))
     y = images[0].reshape(len(TI), -1).double().numpy() / sigma
     u = np.linspace(np.log(0.08), np.log(6.5), 509)
     rows = np.abs(1 - 1.93 * np.exp(-np.array(TI) / np.exp(u)[:, None]))
@@ -213,9 +220,9 @@ def test_a_sample_is_the_same_alone_and_in_a_batch():
     net = network()
     _, images = scene(0.05, shape=(3, 11, 9))
     arguments = told(images, 0.05)
-    whole = net(*arguments)
+    whole = net(*like(*arguments))
     for i in range(3):
-        torch.testing.assert_close(net(*(t[i : i + 1] for t in arguments))[0], whole[i], rtol=2e-4, atol=2e-4)
+        torch.testing.assert_close(net(*like(*(t[i : i + 1] for t in arguments)))[0], whole[i], rtol=2e-4, atol=2e-4)
 
 
 def test_times_that_do_not_count_change_nothing():
@@ -225,15 +232,16 @@ def test_times_that_do_not_count_change_nothing():
     padded = torch.cat((images, torch.full((1, 3, 9, 8), 7.0)), 1)
     longer = torch.cat((times, torch.full((1, 3), 0.5)), 1)
     which = torch.cat((counted, torch.zeros(1, 3, dtype=torch.bool)), 1)
-    expected = net(images, sigma, b, times, counted, mask)
-    torch.testing.assert_close(net(padded, sigma, b, longer, which, mask), expected, rtol=2e-4, atol=2e-4)
+    expected = net(*like(images, sigma, b, times, counted, mask))
+    torch.testing.assert_close(net(*like(padded, sigma, b, longer, which, mask)), expected, rtol=2e-4, atol=2e-4)
 
 
 def test_the_unit_of_the_images_changes_nothing():
     net = network()
     _, images = scene(0.05, shape=(1, 9, 8))
     images, sigma, *rest = told(images, 0.05)
-    torch.testing.assert_close(net(1024 * images, 1024 * sigma, *rest), net(images, sigma, *rest), rtol=1e-4, atol=1e-4)
+    one, two = (net(*like(k * images, k * sigma, *rest)) for k in (1024, 1))
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
 
 
 def test_what_lies_outside_the_mask_counts_for_nothing():
@@ -243,7 +251,7 @@ def test_what_lies_outside_the_mask_counts_for_nothing():
     mask[:, :5] = False
     other = images.clone()
     other[:, :, :5] = 3.0
-    one, two = (net(each, sigma, b, times, counted, mask)[..., 5:, :] for each in (images, other))
+    one, two = (net(*like(each, sigma, b, times, counted, mask))[..., 5:, :] for each in (images, other))
     assert torch.equal(one, two)
 
 
@@ -251,7 +259,7 @@ def test_what_lies_outside_the_mask_counts_for_nothing():
 def test_any_size_any_number_of_times(shape):
     ti = (0.11, 0.35, 0.36, 0.9, 2.4)
     _, images = scene(0.03, shape=shape, ti=ti)
-    found = network()(*told(images, 0.03, ti=ti))
+    found = network()(*like(*told(images, 0.03, ti=ti)))
     assert found.shape == (shape[0], 2, 3, 6, *shape[1:])
     torch.testing.assert_close(found[:, :, 0].sum(2), torch.ones(shape[0], 2, *shape[1:]))
     assert (found[:, :, 2] > 0).all()
@@ -261,11 +269,11 @@ def test_where_the_noise_is_low_the_likelihood_decides():
     """At SNR 1000 the answer of an untrained network is the likeliest T1, within a fifth of its SD."""
     _, images = scene(0.0008)
     arguments = told(images, 0.0008)
-    _, mean, variance = network()(*arguments)[:, -1].unbind(1)
-    like = Recovery(images, *arguments[3:5], arguments[2], arguments[1])
-    u = start(like, arguments[5]).u
+    _, mean, variance = network()(*like(*arguments))[:, -1].unbind(1)
+    likelihood, mask = like(*arguments)
+    u = start(likelihood, mask).u
     for _ in range(20):
-        here = like.local(u)
+        here = likelihood.local(u)
         u = u + (here.score / here.information).clamp(-0.02, 0.02)
     # the class that holds the share has the mean; all of them agree here
     away = (mean[:, 0] - u) * here.information.sqrt()
@@ -279,7 +287,7 @@ def test_contrast_widens_the_last_prior_only_where_it_is_noisy():
     _, clear = scene(0.005)
 
     def spread(images, sigma, contrast):
-        return net(*told(images, sigma), contrast=contrast)[:, -1, 2, 0]
+        return net(*like(*told(images, sigma)), contrast=contrast)[:, -1, 2, 0]
 
     assert (spread(noisy, 0.2, 3.0) > 1.1 * spread(noisy, 0.2, 1.0)).float().mean() > 0.9
     torch.testing.assert_close(spread(clear, 0.005, 3.0), spread(clear, 0.005, 1.0), rtol=0.02, atol=0.0)
@@ -304,6 +312,7 @@ DATA = {
     "store": "maps",
 }
 PROTOCOLS = {"least": 5, "most": 9, "share": 0.6}
+LESIONS = {"shortest": 0.3, "longest": 3.0}
 
 
 def config(data=DATA, task=None, net=None, **changes) -> TrainConfig:
@@ -311,7 +320,7 @@ def config(data=DATA, task=None, net=None, **changes) -> TrainConfig:
         {
             "seed": 1,
             "data": {"generate": data},
-            "task": {"kind": "local_mixture", "protocols": PROTOCOLS, "structures": [2]} | (task or {}),
+            "task": {"kind": "local_mixture", "protocols": PROTOCOLS, "lesions": LESIONS} | (task or {}),
             "network": {"kind": "local_mixture", "features": 6, "classes": 3, "steps": 2} | (net or {}),
             "iterations": 12,
             "batch": 6,
@@ -336,7 +345,7 @@ def test_training_lowers_the_loss():
     task = supervised(cfg.mapping_task, cfg.mapping_network, data.signal_model, ())
     net = cfg.mapping_network.build(task.model, task.parameters, generator(4))
     batch = Generated(data).take(range(12))
-    batch = simulate(batch, data, 1, task.protocols)
+    batch = simulate(batch, data, 1, task.variety)
     optimiser = torch.optim.Adam(net.parameters(), lr=0.005)
     losses = []
     for _ in range(30):
@@ -385,10 +394,10 @@ def test_protocols_are_drawn_per_position():
     protocols = Protocols(**PROTOCOLS)
     batch = Generated(data).take(range(8))
     positions = torch.arange(100, 108)
-    whole = simulate(replace(batch, positions=positions), data, 1, protocols)
+    whole = simulate(replace(batch, positions=positions), data, 1, Variety(protocols=protocols))
     assert whole.series.shape == (8, 9, 16, 15)
     few = Generated(data).take([5, 2])
-    few = simulate(replace(few, positions=positions[[5, 2]]), data, 1, protocols)
+    few = simulate(replace(few, positions=positions[[5, 2]]), data, 1, Variety(protocols=protocols))
     assert torch.equal(few.series, whole.series[[5, 2]])
     assert torch.equal(few.times, whole.times[[5, 2]])
     drawn = [protocols.draw(Streams(1, i).rng("training protocol"), TI) for i in range(400)]
@@ -406,7 +415,7 @@ def test_times_of_their_own_need_maps(tmp_path):
     assert not (tmp_path / "run").exists()
     data = GeneratorConfig.model_validate(DATA | {"store": "images"})
     with pytest.raises(InputError, match=r"task.protocols"):
-        simulate(Generated(data).take([0]), data, 1, Protocols())
+        simulate(Generated(data).take([0]), data, 1, Variety(protocols=Protocols()))
 
 
 @pytest.mark.parametrize(
@@ -416,7 +425,7 @@ def test_times_of_their_own_need_maps(tmp_path):
         ({"task": {"protocols": {"least": 9, "most": 5}}}, "least must be from 3 to most, got 9 and 5"),
         ({"task": {"protocols": {"first": 0.9, "last": 0.3}}}, "first must be before last"),
         ({"task": {"jitter": -1.0}}, "jitter"),
-        ({"task": {"structures": [0]}}, "structures"),
+        ({"task": {"lesions": {"shortest": 3.0, "longest": 0.3}}}, "shortest must be below longest"),
         ({"net": {"contrast": 0.5}}, "contrast"),
         ({"net": {"kind": "rim"}}, "network"),
     ],
@@ -427,12 +436,12 @@ def test_bad_configs(changes, message):
 
 
 def test_other_models_are_refused(tmp_path):
-    model = {"kind": "t2_prep", "te_prep": [0.01, 0.03, 0.08]}
-    with pytest.raises(InputError, match=r"network.kind: local_mixture maps T1 .* not T2Prep"):
+    model = {"kind": "saturation_recovery", "ts": [0.2, 0.5, 0.9]}
+    with pytest.raises(InputError, match=r"network.kind: a mixture network maps .* not SaturationRecovery"):
         train(config(data=DATA | {"model": model}, task={"protocols": None}), tmp_path / "run")
-    decay = T2Prep(te_prep=(0.01, 0.03, 0.08))
-    with pytest.raises(InputError, match="local_mixture maps T1"):
-        LocalMixtureNetwork().build(decay, decay.parameters, generator())
+    chi = {"kind": "noncentral_chi", "coils": 4, "sigma": DATA["noise"]["sigma"]}
+    with pytest.raises(InputError, match=r"noise.kind: a mixture network has a Gaussian or a Rician likelihood"):
+        train(config(data=DATA | {"noise": chi}), tmp_path / "run")
 
 
 def test_background_and_mixed_voxels_teach_nothing():

@@ -338,6 +338,7 @@ class Net:
     scale: tuple[float, float] | None = (0.8, 1.2)
     name: str = "net"
     parameters: tuple = MODEL.parameters
+    needs_sigma: bool = True
 
     def __call__(self, images, sigma=None, mask=None, known=None):
         assert images.ndim == 3
@@ -352,13 +353,18 @@ class Net:
 def test_a_network_sees_images_as_bright_as_its_training(tmp_path, monkeypatch):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"weights")
-    monkeypatch.setattr("trainers.infer.load_estimator", lambda run, model, device, images_unit=1.0: Net(images_unit))
+    monkeypatch.setattr("trainers.infer.load_estimator", lambda run, model, device, contrast, noise: Net())
     series = decay()
     record = map_series(series, MODEL, MapJob(out=tmp_path / "n", network=str(weights), device="cpu"))
     assert any(note.startswith("images divided by") for note in record.notes)
     np.testing.assert_allclose(maps(tmp_path / "n", record)["S0map"], np.max(series.volumes, 0), rtol=1e-5)
     said = json.loads((tmp_path / "n/sub-01/anat/sub-01_T2map.json").read_text())
     assert said["Network"] == {"File": "model.safetensors", "SHA256": hashlib.sha256(b"weights").hexdigest()}
+    # neither air nor residuals
+    _, _, inside = truth()
+    short = replace(series, volumes=tuple(v * inside for v in series.volumes[:2]), times=TE[:2])
+    record = map_series(short, SpinEcho(te=TE[:2]), MapJob(out=tmp_path / "s", network=str(weights), device="cpu"))
+    assert (record.sigma, record.noise.split(", ")[0]) == (None, "found by net itself in each slice")
     for unit, wrong in ((1.0, "99th percentile of the images is then"), (-1.0, "must be a positive number")):
         job = MapJob(out=tmp_path / "m", network=str(weights), options={"images_unit": unit}, device="cpu")
         with pytest.raises(InputError, match=f"^--option images_unit: .*{wrong}"):

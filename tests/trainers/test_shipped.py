@@ -98,14 +98,16 @@ def test_what_is_asked_of_it_wrongly():
         trainers.load("rim-t1", contrast=0.5)
     with pytest.raises(InputError, match="trained on"):
         trainers.load("rim-t1", T2Prep(te_prep=(0.01, 0.05)))
-    with pytest.raises(InputError, match="was trained on"):
-        trainers.load("rim-t1", InversionRecovery(ti=TI, signed=True))
+    with pytest.raises(InputError, match="noise: wanted gaussian or rician"):
+        trainers.load("rim-t1", noise="chi")
+    with pytest.raises(InputError, match="noise: Rician noise is that of magnitudes"):
+        trainers.load("rim-t1", InversionRecovery(ti=TI, signed=True), noise="rician")
     with pytest.raises(InputError, match=r"rim-t9: neither .* \(those are: .*rim-t1"):
         trainers.load("rim-t9")
 
 
 def test_contrast_is_only_of_this_kind(tiny_rim):
-    with pytest.raises(InputError, match="contrast: a rim has none"):
+    with pytest.raises(InputError, match="contrast: a rim has no such option"):
         trainers.load(tiny_rim, contrast=2.0)
 
 

@@ -1,8 +1,7 @@
 """What `qsim map` is given beside the series: the method, known maps and numbers, the mask, the noise level."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -28,8 +27,6 @@ Volume = Float[np.ndarray, "z y x"]
 VOXELWISE = ("two-point", "log-linear", "least-squares", "rician", "map", "dictionary")
 # voxels of which the residual noise is estimated: of a closed form, and of any other model, whose fits take long
 _RESIDUAL_VOXELS, _FEW_VOXELS = 20_000, 500
-# images up to this factor outside the range of a network's training are still mapped, as `NetworkEstimator` does
-_SCALE_MARGIN = 4.0
 # bins of the histogram that tells air from the object
 _BINS = 256
 
@@ -81,6 +78,7 @@ class Mapper:
         device: where the images are put.
         record: what sidecars say of it.
         notes: a sentence each.
+        common: rows that it takes as common to voxels, if they are not known.
     """
 
     estimator: Estimator
@@ -88,6 +86,7 @@ class Mapper:
     device: torch.device
     record: Mapping[str, Json]
     notes: tuple[str, ...] = ()
+    common: tuple[str, ...] = ()
 
 
 def mapper(job: MapJob, model: SignalModel, told: Sequence[str], brightest: Callable[[], float]) -> Mapper:
@@ -107,13 +106,15 @@ def mapper(job: MapJob, model: SignalModel, told: Sequence[str], brightest: Call
     if job.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device: there is no CUDA device here")
     if job.network:
-        return _network(job, model, brightest)
+        from trainers.mapping.network import network_mapper
+
+        return network_mapper(job, model, told, brightest)
     if job.own:
         return _own(job, model, told)
     return _built(job, model, told)
 
 
-def _device(job: MapJob, network: bool) -> torch.device:
+def device_of(job: MapJob, *, network: bool) -> torch.device:
     """Networks run on CUDA if there is one, fits only if told so."""
     auto = "cuda" if network and torch.cuda.is_available() else "cpu"
     return torch.device(auto if job.device == "auto" else job.device)
@@ -144,7 +145,7 @@ def _built(job: MapJob, model: SignalModel, told: Sequence[str]) -> Mapper:
         raise InputError(text if text.startswith("known.") else f"--method: {text}") from None
     said = ESTIMATORS[name].text if name in ESTIMATORS else "of an installed package"
     rows = [p.name for p in model.parameters]
-    pools = [row for row in getattr(estimator, "pools", ()) if row in rows and row not in told]
+    common = tuple(row for row in getattr(estimator, "pools", ()) if row in rows and row not in told)
     record: dict[str, Json] = {
         "EstimationAlgorithm": f"{estimator.name}: {said}",
         "Method": estimator.name,
@@ -152,10 +153,14 @@ def _built(job: MapJob, model: SignalModel, told: Sequence[str]) -> Mapper:
     }
     if job.tissues:
         record["Tissues"] = job.tissues
-    notes = (
-        (f"{', '.join(pools)} is common to the voxels of a slice, and found for each slice by itself",) if pools else ()
+    return Mapper(estimator, name in VOXELWISE, device_of(job, network=False), record, notes_of_common(common), common)
+
+
+def notes_of_common(rows: Sequence[str]) -> tuple[str, ...]:
+    """What is said of rows that a method takes as common to voxels: it is given one slice at a time."""
+    return (
+        (f"{', '.join(rows)} is common to the voxels of a slice, and found for each slice by itself",) if rows else ()
     )
-    return Mapper(estimator, name in VOXELWISE, _device(job, False), record, notes)
 
 
 def _prior(job: MapJob, model: SignalModel) -> TissuePrior | None:
@@ -193,50 +198,7 @@ def _own(job: MapJob, model: SignalModel, told: Sequence[str]) -> Mapper:
         "Method": chosen.name,
         "Code": dict(chosen.source),
     }
-    return Mapper(chosen.estimator, False, _device(job, False), record)
-
-
-def _network(job: MapJob, model: SignalModel, brightest: Callable[[], float]) -> Mapper:
-    from trainers.infer import find_network, load_estimator
-
-    options = dict(job.options)
-    unit = options.pop("images_unit", None)
-    if options or job.std or job.tissues:
-        raise InputError("--model: a network has no --std, no --tissues, and one --option: images_unit")
-    if unit is not None and not (isinstance(unit, int | float) and not isinstance(unit, bool) and unit > 0):
-        raise InputError(f"--option images_unit: must be a positive number, got {unit!r}")
-    place = _device(job, True)
-    notes: tuple[str, ...] = ()
-    try:
-        file = find_network(job.network)
-        network = load_estimator(job.network, model, str(place))
-        if network.scale is not None:
-            low, high = network.scale
-            top = brightest()
-            if unit is None and not low / _SCALE_MARGIN <= top <= high * _SCALE_MARGIN:
-                # scanners count in units of their own
-                unit = top / high
-                notes = (
-                    f"images divided by {unit:.4g}, so that they are as bright as those of the training "
-                    "(--option images_unit=... sets it)",
-                )
-            elif unit is not None and not low / _SCALE_MARGIN <= top / unit <= high * _SCALE_MARGIN:
-                raise InputError(
-                    f"--option images_unit: the 99th percentile of the images is then {top / unit:.3g}, and was "
-                    f"{low:.2g} to {high:.2g} in the training; {top / high:.3g} would fit"
-                )
-        # the scale was looked at above, on the slice that shows most: one at the edge of the object may be dark
-        network = replace(load_estimator(job.network, model, str(place), images_unit=float(unit or 1)), scale=None)
-    except InputError as error:
-        text = str(error)
-        raise InputError(text if text.startswith("--") else f"--model: {text}") from None
-    record: dict[str, Json] = {
-        "EstimationAlgorithm": f"{network.name}: a network trained with qsim",
-        "Method": network.name,
-        "MethodOptions": {"images_unit": float(unit or 1)},
-        "Network": {"File": file.name, "SHA256": hashlib.sha256(file.read_bytes()).hexdigest()},
-    }
-    return Mapper(network, False, torch.device("cpu"), record, notes)
+    return Mapper(chosen.estimator, False, device_of(job, network=False), record)
 
 
 def foreground(series: Series, slices: range, depth: int) -> Bool[np.ndarray, "z y x"]:

@@ -58,6 +58,11 @@ def noise_of(task: MapTask, job: MapJob) -> Noise:
 def _by_method(task: MapTask, first: int, reason: str) -> Noise:
     """What the method itself finds, in one slice; a method that needs a sigma and finds none says so itself."""
     found = task.estimate(first, first + 1, None)
+    if getattr(task.mapper.estimator, "needs_sigma", False):
+        name, why = task.mapper.estimator.name, reason.removeprefix("sigma: ")
+        return Noise(
+            None, f"found by {name} itself in each slice, from what no smooth family of signals explains; {why}"
+        )
     level = None if found is None else found.noise_level
     if level is None or level.sigma.ndim or not bool(torch.isfinite(level.sigma)):
         return Noise(None, f"not used; {reason.removeprefix('sigma: ')}")

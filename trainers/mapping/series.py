@@ -49,6 +49,9 @@ Progress = Callable[[int, int], None]
 # share of the voxels without an estimate above which the signal model is in doubt [1]
 _MOST = 0.5
 _WARNS = "warning: "
+# voxels outside of the object over those of it above which air is looked for; air is darker than the object by this
+# factor, or its mean square differs between the images by less than this one [1]
+_AIR, _DARKER, _EVEN = 0.05, 3.0, 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +203,12 @@ def _prepare(series: Series, model: SignalModel, job: MapJob) -> tuple[MapTask, 
     if job.mask == "auto":
         notes += ("the mask is the object as told from the air by brightness (Otsu's threshold of the square root)",)
     task = MapTask(series, model, method, slices, region, masked, known.values, known.usable)
-    broken = _broken(task)
+    broken, air = _outside(task)
+    if method.common and not masked and air:
+        notes += (
+            f"{_WARNS}{', '.join(method.common)} is found from every voxel, {air} of them outside of the object, where "
+            "air would shift it; --mask auto, or the file of a mask, leaves them out",
+        )
     if broken:
         beyond = ", or come from outside of it when it is registered" if job.register else ""
         notes += (f"{broken} voxels hold NaN or infinity in some image{beyond}: not computed",)
@@ -233,11 +241,26 @@ def _doubt(shares: Mapping[str, float], kind: str) -> tuple[str, ...]:
     return (f"{_WARNS}{said.replace(' % at bound', ' % at a bound')}: is {kind} the right signal model?",)
 
 
-def _broken(task: MapTask) -> int:
-    """Voxels that are not finite in some image."""
-    count = 0
+def _outside(task: MapTask) -> tuple[int, int]:
+    """Voxels that are not finite in some image, and voxels of air: 0 where what lies outside of the object looks like
+    tissue, as in images whose background is zero.
+    """
+    broken = count = inside = 0
+    # of each image: sum of squares of the object, and of what lies outside of it
+    power = np.zeros((2, len(task.series.volumes)))
     for first in range(task.slices.start, task.slices.stop, depth_of(task.series)):
         last = min(first + depth_of(task.series), task.slices.stop)
+        slab, region = task.series.slab(first, last), task.region[first:last]
         # a sum is finite if all of its terms are
-        count += int((~np.isfinite(task.series.slab(first, last).sum(0, dtype=np.float64))).sum())
-    return count
+        finite = np.isfinite(slab.sum(0, dtype=np.float64))
+        broken += int((~finite).sum())
+        outside = finite & (slab != 0).any(0) & ~region
+        count += int(outside.sum())
+        inside += int((finite & region).sum())
+        for row, where in enumerate((finite & region, outside)):
+            power[row] += np.square(slab[:, where], dtype=np.float64).sum(1)
+    if count <= _AIR * inside:
+        return broken, 0
+    tissue, air = power[0] / max(inside, 1), power[1] / count
+    found = air.mean() * _DARKER**2 < tissue.mean() or air.max() < _EVEN * air.min()
+    return broken, count if found else 0

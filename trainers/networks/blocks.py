@@ -71,3 +71,19 @@ def kaiming(net: nn.Module, generator: torch.Generator, gain: float = 2**0.5) ->
                 module.weight.normal_(0.0, gain / fan_in**0.5, generator=generator)
                 if module.bias is not None:
                     module.bias.zero_()
+
+
+def torch_start(net: nn.Module, generator: torch.Generator) -> None:
+    """PyTorch's own start of every convolution in the order of the modules, drawn from `generator`.
+
+        weights and biases uniform in +-1 / sqrt(fan-in)
+
+    Of a recurrent unit with 1 x 1 gates this is also the start of `torch.nn.GRU`: its fan-in is its number of features.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            bound = module.weight[0].numel() ** -0.5
+            with torch.no_grad():
+                module.weight.uniform_(-bound, bound, generator=generator)
+                if module.bias is not None:
+                    module.bias.uniform_(-bound, bound, generator=generator)

@@ -1,8 +1,16 @@
 """Recurrent inference machine: a learned optimiser that sees the current maps and the likelihood gradient.
 
 sabidussi2021 sections 3 and 4.4.4. The number of images is nowhere in the network.
+
+Two published versions of it differ: the text of the paper, and the package of its authors (EMCqMRI 1.1.17). In the
+package the learned rows are the maps themselves in SI units, the gradient is that of a plain sum of squares,
+
+    L = sum_n (|f_n(|kappa|)| - S_n)^2,    kappa <- |kappa + dx|
+
+so a series of more images gives larger gradients, and an error of T2 (about .1 s) weighs little beside one of A.
 """
 
+from dataclasses import replace
 from math import log
 from typing import Literal
 
@@ -11,11 +19,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from generators.config import Count
-from qsim.information import likelihood_gradient
+from qsim.information import jacobian, likelihood_gradient
 from qsim.parameters import RELAXATION_TIMES, Parameter
 from qsim.signals.base import SignalModel
 from qsim.values import value
-from trainers.networks.blocks import ConvGRU, Padding, kaiming
+from trainers.networks.blocks import ConvGRU, Padding, kaiming, torch_start
 from trainers.networks.coordinates import Coordinates
 from trainers.networks.posterior import damped_step, quadratic, weighted_mean
 
@@ -29,11 +37,41 @@ _DICTIONARY_TIMES = 40
 _DICTIONARY_B = (1.85,)
 
 
+def si_coordinates(parameters: tuple[Parameter, ...]) -> Coordinates:
+    """Coordinates that are the maps themselves [SI]: nothing is scaled, no row starts at 0."""
+    return Coordinates(tuple(replace(p, start=0.0, scale=1.0) for p in parameters), logarithmic=False)
+
+
+def sum_of_squares_gradient(
+    model: SignalModel, kappa: Float[Tensor, "q *space"], images: Float[Tensor, "n *space"]
+) -> Float[Tensor, "q *space"]:
+    """Gradient of the sum of squares of each voxel, as the authors' package takes it.
+
+        d/dkappa sum_n (f_n(|kappa|) - S_n)^2 = 2 sign(kappa) sum_n (f_n - S_n) df_n/dkappa
+
+    sign(0) is 0, and an image at the null of a magnitude adds nothing: the subgradient 0 of the modulus. At a
+    relaxation time of 0 (the maps of the background) the derivative is 0 / 0: whatever is no number, or is infinite,
+    becomes 0.
+
+    Args:
+        kappa: maps [SI].
+        images: series S [units of A].
+    """
+    absolute = kappa.abs()
+    signal = model(absolute)
+    residual = signal - images
+    if not getattr(model, "signed", False):
+        residual = torch.where(signal == 0, 0.0, residual)
+    slope = 2 * kappa.sign() * (residual * jacobian(model, absolute)).sum(1)
+    return torch.nan_to_num(slope, nan=0.0, posinf=0.0, neginf=0.0)
+
+
 @value
 class RIMNetwork:
     """The recurrent inference machine, as a config names it.
 
-    The paper's is `update: additive, gradient: per_n, start: fixed`.
+    The paper's is `update: additive, gradient: per_n, start: fixed`. That of its authors' package is `update: modulus,
+    gradient: sum, start: seconds, activation: relu, weights: torch`.
 
     Attributes:
         features: channels of every hidden layer and memory state.
@@ -45,35 +83,41 @@ class RIMNetwork:
             `posterior`: in those coordinates, where the neighbourhood expects the voxel to be and how surely: part of
             the way to a weighted mean of the voxels within `radius` (weights and part learned) plus a shift. The
             update is the Gauss-Newton step of the voxel's likelihood under that prior, so the physics is not learned,
-            only what a voxel can expect of its neighbours.
+            only what a voxel can expect of its neighbours. `modulus`: the maps in SI units, without any scaling, are
+            the modulus of old value and answer: |kappa + dx|.
         gradient: `per_n`: d/du of the sum of squares / 2N, the authors' but for the N; the network does not see the
-            noise level. `asinh`: asinh of the same per sigma^2: its size tells how sure the data are.
-        start: `fixed`: A the maximum of the images, B = 2, T1 = 1 s, T2 = 0.1 s. `dictionary`: the best of 40
-            relaxation times at B = 1.85: the right side of the null of a magnitude, in most voxels.
+            noise level. `asinh`: asinh of the same per sigma^2: its size tells how sure the data are. `sum`: of the
+            sum of squares itself, neither halved nor per image (`sum_of_squares_gradient`).
+        start: `fixed`: A the maximum of the images, B = 2, T1 = 1 s, T2 = 0.1 s. `seconds`: the same, but every
+            relaxation time is 1 s. `dictionary`: the best of 40 relaxation times at B = 1.85: the right side of the
+            null of a magnitude, in most voxels.
         radius: of the square neighbourhood of a `posterior` [voxels].
         padding: what a 3 x 3 kernel sees beyond the border of the image.
         activation: of the convolutions; the paper says tanh, the authors' package has relu.
+        weights: their start. `kaiming`: He et al. 2015, as the paper says, the last layer a tenth of it. `torch`: what
+            PyTorch does unasked, in all layers.
     """
 
     kind: Literal["rim"] = "rim"
     features: Count = 36
     steps: Count = 6
     gates: Literal[1, 3] = 1
-    update: Literal["posterior", "log", "additive"] = "posterior"
-    gradient: Literal["asinh", "per_n"] = "asinh"
-    start: Literal["dictionary", "fixed"] = "dictionary"
+    update: Literal["posterior", "log", "additive", "modulus"] = "posterior"
+    gradient: Literal["asinh", "per_n", "sum"] = "asinh"
+    start: Literal["dictionary", "fixed", "seconds"] = "dictionary"
     radius: Count = 5
     padding: Padding = "zeros"
     activation: Literal["tanh", "relu"] = "tanh"
+    weights: Literal["kaiming", "torch"] = "kaiming"
 
     def __post_init__(self) -> None:
-        if self.update == "posterior" and self.gradient == "per_n":
+        if self.update == "posterior" and self.gradient != "asinh":
             raise ValueError("gradient: update posterior weighs data by sigma, so it needs gradient asinh")
 
     @property
     def logarithmic(self) -> bool:
         """Whether relaxation times are learned by their logarithm."""
-        return self.update != "additive"
+        return self.update in ("posterior", "log")
 
     @property
     def needs_sigma(self) -> bool:
@@ -84,6 +128,10 @@ class RIMNetwork:
     def any_length(self) -> bool:
         """Whether one network serves series of every length."""
         return True
+
+    def coordinates(self, parameters: tuple[Parameter, ...]) -> Coordinates:
+        """Coordinates in which the network learns the rows `parameters`."""
+        return si_coordinates(parameters) if self.update == "modulus" else Coordinates(parameters, self.logarithmic)
 
     def build(self, model: SignalModel, parameters: tuple[Parameter, ...], generator: torch.Generator) -> "RIM":
         """The network for series of `model`, with its starting weights; the weights do not depend on its times."""
@@ -98,7 +146,7 @@ class RIM(nn.Module):
         super().__init__()
         self.spec = spec
         self.model = model
-        self.coordinates = Coordinates(tuple(model.parameters), spec.logarithmic)
+        self.coordinates = spec.coordinates(tuple(model.parameters))
         q, f = len(model.parameters), spec.features
         posterior = spec.update == "posterior"
         # maps and gradient; of a posterior also the precisions after the last step
@@ -107,6 +155,9 @@ class RIM(nn.Module):
         self.middle = nn.ModuleList(nn.Conv2d(f, f, 3, padding=1, padding_mode=spec.padding) for _ in range(2))
         self.second = ConvGRU(f, spec.gates, spec.padding)
         self.out = nn.Conv2d(f, (4 if posterior else 1) * q, 1)
+        if spec.weights == "torch":
+            torch_start(self, generator)
+            return
         kaiming(self, generator)
         with torch.no_grad():
             # the first updates are small: training starts at the start values, not at a random walk away from them
@@ -114,14 +165,18 @@ class RIM(nn.Module):
 
     def start(self, images: Float[Tensor, "b n y x"]) -> Float[Tensor, "b q y x"]:
         """Coordinates of the start."""
-        return self._fixed(images) if self.spec.start == "fixed" else self._dictionary(images)
+        return self._dictionary(images) if self.spec.start == "dictionary" else self._fixed(images)
 
     def _fixed(self, images: Float[Tensor, "b n y x"]) -> Float[Tensor, "b q y x"]:
-        """A or M0 = maximum over the images, every other row `Parameter.start`."""
+        """A or M0 = maximum over the images, every other row `Parameter.start`, or relaxation times of 1 s."""
         b, _, *space = images.shape
+        seconds = self.spec.start == "seconds"
+        values = [1.0 if seconds and p.name in RELAXATION_TIMES else p.start for p in self.model.parameters]
+        # in float64: a row that starts at its `Parameter.start` is exactly 0 in coordinates that are 0 there
+        encoded = self.coordinates.encode(torch.tensor(values, dtype=torch.float64).reshape(1, -1, 1)).flatten()
         rows = [
-            (images.amax(1) - p.start) / p.scale if p.name in ("A", "M0") else images.new_zeros(b, *space)
-            for p in self.coordinates.parameters
+            (images.amax(1) - p.start) / p.scale if p.name in ("A", "M0") else images.new_full((b, *space), float(u))
+            for p, u in zip(self.coordinates.parameters, encoded, strict=True)
         ]
         return torch.stack(rows, 1)
 
@@ -146,7 +201,7 @@ class RIM(nn.Module):
     def _entries(self) -> Float[Tensor, "q k"]:
         """Maps of the dictionary: A = 1, relaxation times over their range, B of the dictionary; other rows: start."""
         axes = []
-        for p in self.coordinates.parameters:
+        for p in self.model.parameters:
             if p.name in RELAXATION_TIMES:
                 axes.append(torch.linspace(log(p.lower), log(p.upper), _DICTIONARY_TIMES).exp())
             elif p.name == "B":
@@ -159,6 +214,9 @@ class RIM(nn.Module):
         self, kappa: Float[Tensor, "b q y x"], series: Float[Tensor, "n b y x"], sigma: Float[Tensor, "b ys xs"] | None
     ) -> Float[Tensor, "b q y x"]:
         """Likelihood gradient d L / d u at the maps `kappa`, a constant for the training (first order)."""
+        if self.spec.gradient == "sum":
+            slope = sum_of_squares_gradient(self.model, kappa.movedim(1, 0), series).movedim(0, 1)
+            return slope * self.coordinates.derivative(kappa)
         if not self.spec.logarithmic:
             # exp(-TI / T1) overflows on the way through T1 = 0, and one such voxel makes the whole loss NaN
             rows = zip(self.coordinates.parameters, kappa.unbind(1), strict=True)
@@ -180,7 +238,7 @@ class RIM(nn.Module):
 
         Args:
             images: series [units of A].
-            sigma: noise SD per sample or voxel [units of A]; not used by `per_n`.
+            sigma: noise SD per sample or voxel [units of A]; not used by `per_n` and `sum`.
             last_only: keep only the last update (j = 1).
         """
         series = images.movedim(1, 0).contiguous()
@@ -196,7 +254,7 @@ class RIM(nn.Module):
                 with torch.no_grad():
                     slope = self.gradient(self.coordinates.decode(u.detach()), series, sigma)
                 answer, states = self._cell(torch.cat((u, slope), 1), states)
-                u = u + answer
+                u = (u + answer).abs() if self.spec.update == "modulus" else u + answer
             updates.append(u)
         return u[:, None] if last_only else torch.stack(updates, 1)
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,9 +23,11 @@ from qsim.evaluation.study import PAINTERS, Block
 from qsim.evaluation.table import ALL, Row, Table, rows_of_snr
 from qsim.parameters import PARAMETERS, RELAXATION_TIMES
 from qsim.signals import AnyModel
+from trainers.protocols import times_field
 from trainers.studies.block_runner import Command, finish
 from trainers.studies.evaluate import compute_block
 from trainers.studies.methods import Chosen, Entry, ModelEntry
+from trainers.studies.network_options import network_name
 from trainers.studies.outputs import say
 from trainers.studies.study_files import open_files, write_files
 from trainers.studies.study_plan import AnatomyStudy, Plan, Snr, make_plan
@@ -64,18 +66,6 @@ class GeneralisationConfig(AnatomyStudy):
         model = self.data.signal_model
         times: dict[str, Any] = {times_field(model): self.protocols[protocol]}
         return self.data.model_copy(update={"model": replace(model, **times)})
-
-
-def times_field(model: AnyModel) -> str:
-    """Name of the field that holds the times of the series.
-
-    Raises: ValueError if the model has none of its own.
-    """
-    times = getattr(model, "times", None)
-    for each in fields(model):
-        if each.name in ("ti", "te", "te_prep", "tsl", "ts") and getattr(model, each.name) == times:
-            return each.name
-    raise ValueError(f"the model {model.kind} has no list of times of its own to be replaced")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +114,7 @@ def _planned(config: GeneralisationConfig, command: Command) -> _Planned:
                     load_estimator(entry.model, data.signal_model)
                 except InputError as error:
                     last[i] = error
-                    refused[entry.name or entry.model, protocol] = str(error)
+                    refused[_name(entry), protocol] = str(error)
                     continue
             taken[i] = True
             kept.append(entry)
@@ -134,6 +124,17 @@ def _planned(config: GeneralisationConfig, command: Command) -> _Planned:
         if not once:
             raise InputError(f"estimators[{i}].model: takes none of the protocols: {last[i]}")
     return _Planned(plans, refused)
+
+
+def _name(entry: ModelEntry) -> str:
+    """Of a network in tables, also where it does not take the protocol."""
+    from trainers.infer import load_estimator
+
+    try:
+        return entry.name or network_name(entry.model, load_estimator(entry.model).name, entry.options)
+    except InputError:
+        # there is no such network at all, which is said of all protocols
+        return entry.model
 
 
 def run_generalisation(config: GeneralisationConfig, out: Path, command: Command = Command()) -> Path:  # noqa: B008  frozen

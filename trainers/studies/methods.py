@@ -17,6 +17,7 @@ from qsim.errors import InputError
 from qsim.estimators import ESTIMATORS, Estimate, Estimator, TissuePrior, build_estimator, build_foreign, rehearse
 from qsim.parameters import Parameter
 from qsim.signals.base import SignalModel
+from trainers.studies.network_options import network_name, network_options, of_option
 
 
 class ModelEntry(BaseModel):
@@ -24,12 +25,14 @@ class ModelEntry(BaseModel):
 
     Attributes:
         model: folder of the run, or name of a shipped network.
-        name: in tables; that of the network's task if not given.
+        name: in tables; that of the shipped network or of the run's task, and the options, if not given.
+        options: of the network, as `{contrast: 2.0, noise: rician}`; most networks have none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     model: Annotated[str, Field(min_length=1)]
     name: Annotated[str, Field(min_length=1)] | None = None
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
 
 
 class MethodEntry(BaseModel):
@@ -72,10 +75,13 @@ def check_shapes(given: Any) -> Any:
             found.append(_entry(MethodEntry, entry, f"estimators[{i}]"))
         else:
             raise ValueError(
-                f"estimators[{i}]: got {entry!r}, wanted a name ({', '.join(ESTIMATORS)}), {{model: run}}, or "
-                "{method: name, known: [rows], options: {...}}"
+                f"estimators[{i}]: got {entry!r}, wanted a name ({', '.join(ESTIMATORS)}), "
+                "{model: run, options: {...}}, or {method: name, known: [rows], options: {...}}"
             )
-        known = _known(found[-1]) if not isinstance(found[-1], ModelEntry) else ()
+        last = found[-1]
+        if isinstance(last, ModelEntry):
+            network_options(last.options, f"estimators[{i}].options.")
+        known = _known(last) if not isinstance(last, ModelEntry) else ()
         twice = [row for j, row in enumerate(known) if row in known[:j]]
         if twice:
             raise ValueError(f"estimators[{i}].known: {twice[0]} is given twice")
@@ -279,10 +285,12 @@ def _load(entry: ModelEntry, number: int, model: SignalModel, data: GeneratorCon
     """A network, and whether it cannot have seen the anatomy of the study."""
     from trainers.infer import find_network, load_estimator
 
+    options = network_options(entry.options, f"estimators[{number}].options.")
     try:
-        network = load_estimator(entry.model, model, device)
+        network = load_estimator(entry.model, model, device, contrast=options.contrast, noise=options.noise)
     except InputError as error:
-        raise InputError(f"estimators[{number}].model: {error}") from None
+        key = "options." if of_option(str(error)) else "model: "
+        raise InputError(f"estimators[{number}].{key}{error}") from None
     trained = network.trained_on
     if data is not None and trained is not None and trained.seed == data.seed:
         raise InputError(
@@ -290,8 +298,9 @@ def _load(entry: ModelEntry, number: int, model: SignalModel, data: GeneratorCon
             "have the tissue values and B of training samples; choose another"
         )
     file = find_network(entry.model)
+    name = entry.name or network_name(entry.model, network.name, entry.options)
     return Chosen(
-        estimator=network if entry.name is None else Renamed(entry.name, network),
+        estimator=network if name == network.name else Renamed(name, network),
         weights=Weights(entry.model, {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}),
         held_out=data is None or (trained is not None and _apart(trained, data)),
     )

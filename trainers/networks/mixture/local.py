@@ -1,7 +1,7 @@
 """Recurrent inference machine that learns what a voxel can expect of its neighbours, and leaves the physics exact.
 
-    u = log T1, B known. Starting at x, s of `local_start`, for j = 1 ... J:
-        A, g, H  at x (`voxel_likelihood`),   d^2 = 1 / (H + 1/4)
+    u = log T of the relaxation time; of a recovery B is known. Starting at x, s of `start`, for j = 1 ... J:
+        A, g, H  at x (`likelihood`),   d^2 = 1 / (H + 1/4)
         u* = x + lim tanh(g d^2 / lim),   lim = min(2.5 d, 1)
         h1, h2, answer = cell(features of x, d, u*, start, brightness; h1, h2)
         W_c = softmax_c(3 a_c) sigmoid(3 gate) .05^2 / (s^2 + .05^2)                   classes of every voxel, learned
@@ -9,11 +9,12 @@
         mu_own = x + .5 shift,   SD about .3                                           none of them: a lesion
         mu_eb, s_eb                                                                    what empirical Bayes expects
         mu_alike = mean of u* over near voxels that look alike + .1 shift              small structures
-        x, s = mean and SD of   sum_m w_m N(u; mu_m, s_m^2) N(u*; u, d^2)              (`mixture_posterior`)
+        x, s = mean and SD of   sum_m w_m N(u; mu_m, s_m^2) N(u*; u, d^2)              (`posterior`)
 
-Every input is free of the protocol and of units: log T1, its SD, steps in units of SD, brightness over its RMS. So one
-network serves every list of times at every noise level; at low noise d is small and the answer is the likelihood's.
-Untrained it is close to empirical Bayes. The numbers above scale the answers of the cell to the range they need.
+Every input is free of the protocol and of units: log T about its usual value, its SD, steps in units of SD, brightness
+over its RMS. So one network serves every list of times at every noise level; at low noise d is small and the answer is
+the likelihood's. Untrained it is close to empirical Bayes. The numbers above scale the answers of the cell to the range
+they need.
 
     contrast: where d exceeds .055 the prior variances of the last step are multiplied by up to this,
         s_m^2 <- s_m^2 (1 + (contrast - 1) q / (1 + q)),   q = (d / .055)^8
@@ -25,21 +26,18 @@ import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from generators.config import Count
-from qsim.errors import InputError
 from qsim.parameters import Parameter
-from qsim.signals import InversionRecovery
 from qsim.signals.base import SignalModel
 from qsim.values import value
 from trainers.networks.blocks import ConvGRU, kaiming
-from trainers.networks.local_start import LEAST_INFORMATION, Start, start
-from trainers.networks.mixture_posterior import Mixture, posterior
-from trainers.networks.voxel_likelihood import Recovery
+from trainers.networks.mixture.families import times_of
+from trainers.networks.mixture.likelihood import VoxelLikelihood
+from trainers.networks.mixture.parts import WITHIN, PlainConv, alike, box, log_sd, squash
+from trainers.networks.mixture.posterior import Mixture, posterior
+from trainers.networks.mixture.start import LEAST_INFORMATION, Start, start
 
-# SD of log T1 within a tissue that the network is scaled to [1]
-WITHIN = 0.05
 _INPUTS = 15
 # log-weights before training: own (rare), empirical Bayes (usual), alike
 _OWN, _EB, _ALIKE = -3.0, 2.5, -1.0
@@ -51,7 +49,7 @@ _NOISY = 0.055
 
 @value
 class LocalMixtureNetwork:
-    """Recurrent inference machine with learned local priors on T1, the likelihood in closed form; B from pooled data.
+    """Recurrent inference machine with learned local priors on T, the likelihood in closed form; B from pooled data.
 
     Attributes:
         features: channels of the hidden layers and of both memory states.
@@ -91,29 +89,11 @@ class LocalMixtureNetwork:
     ) -> "LocalMixture":
         """The network with its starting weights; nothing in it depends on the times of the model.
 
-        Raises: InputError if the model is not an inversion recovery with free B and full recovery.
+        Raises: InputError if the model is neither an inversion recovery with free B nor a decay with one time.
         """
-        require_recovery(model)
+        times_of(model)
         assert parameters == tuple(model.parameters), "the likelihood needs every row of the model"
         return LocalMixture(self, generator)
-
-
-def require_recovery(model: SignalModel) -> None:
-    """Raises: InputError if the model is not an inversion recovery with free B and full recovery."""
-    if not isinstance(model, InversionRecovery) or getattr(model, "tr", None) is not None:
-        raise InputError(
-            "network.kind: local_mixture maps T1 of an inversion recovery with free B and full recovery "
-            f"(inversion_recovery, tr null), not {type(model).__name__}; use rim"
-        )
-
-
-class _Conv(nn.Conv2d):
-    """A convolution in the plain layout: dilated bf16 ones in channels-last gave gradients that are no number."""
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name of torch
-        return functional.conv2d(
-            input.contiguous(), self.weight.contiguous(), self.bias, padding=self.padding, dilation=self.dilation
-        )
 
 
 class LocalMixture(nn.Module):
@@ -123,13 +103,13 @@ class LocalMixture(nn.Module):
         super().__init__()
         self.spec = spec
         f, c = spec.features, spec.classes
-        self.into = _Conv(_INPUTS, f, 3, padding=1)
+        self.into = PlainConv(_INPUTS, f, 3, padding=1)
         self.first = ConvGRU(f, 1, "zeros")
-        self.wide = nn.ModuleList(_Conv(f, f, 3, padding=dilation, dilation=dilation) for dilation in (2, 4))
+        self.wide = nn.ModuleList(PlainConv(f, f, 3, padding=dilation, dilation=dilation) for dilation in (2, 4))
         self.second = ConvGRU(f, 1, "zeros")
         # of each class: membership, weight, width, shift; own: weight, width, shift; gate; alike and EB: see `_prior`
         self.sizes = (c, 1, c + 2, c + 1, c + 1, 3)
-        self.out = _Conv(f, sum(self.sizes), 1)
+        self.out = PlainConv(f, sum(self.sizes), 1)
         kaiming(self, generator)
         with torch.no_grad():
             # training starts near empirical Bayes
@@ -137,44 +117,31 @@ class LocalMixture(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "b n y x"],
-        sigma: Float[Tensor, "b_or_1 ys xs"],
-        depth: Float[Tensor, " b"],
-        times: Float[Tensor, "b n"],
-        counted: Bool[Tensor, "b n"],
+        likelihood: VoxelLikelihood,
         mask: Bool[Tensor, "b y x"],
-        signed: bool = False,
         last_only: bool = False,
         contrast: float = 1.0,
+        scene: VoxelLikelihood | None = None,
     ) -> Float[Tensor, "b j 3 m y x"]:
-        """Share, mean and variance of each class of the posterior of log T1, after each step.
+        """Share, mean and variance of each class of the posterior of log T, after each step.
 
         Args:
-            images: series; anything where a time does not count [units of A].
-            sigma: noise SD per sample or voxel [units of A].
-            depth: B of each sample [1].
-            times: inversion times [s].
-            counted: whether a time is one of the sample's.
+            likelihood: of the series, which are 0 outside the mask.
             mask: voxels that are object; what lies outside counts for nothing.
-            signed: whether the images keep their sign.
             last_only: keep only the last step (j = 1).
             contrast: of the last step.
+            scene: further voxels of each sample, for its histogram only.
         """
-        kind = images.device.type
+        kind = likelihood.series.device.type
         mixed = torch.is_autocast_enabled(kind)
         with torch.autocast(kind, enabled=False):
-            seen = counted[:, :, None, None] & mask[:, None]
-            series = torch.where(seen, images.float(), 0.0)
-            levels = sigma.float().expand(len(images), *sigma.shape[1:])
-            likelihood = Recovery(series, times.float(), counted, depth.float(), levels, signed)
-            begun = start(likelihood, mask)
-            steps = self._steps(likelihood, mask, begun, mixed, contrast)
+            steps = self._steps(likelihood, mask, start(likelihood, mask, scene), mixed, contrast)
         return torch.stack(
             [torch.stack((m.share, m.mean, m.variance), 1) for m in (steps[-1:] if last_only else steps)], 1
         )
 
     def _steps(
-        self, likelihood: Recovery, mask: Bool[Tensor, "b y x"], begun: Start, mixed: bool, contrast: float
+        self, likelihood: VoxelLikelihood, mask: Bool[Tensor, "b y x"], begun: Start, mixed: bool, contrast: float
     ) -> list[Mixture]:
         x, s = begun.x, begun.s
         states: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -188,7 +155,7 @@ class LocalMixture(nn.Module):
             limit = (2.5 * d).clamp(max=1.0)
             observed = x + limit * torch.tanh(step / limit)
             near, sure = alike(observed.detach(), noise, x.detach(), s.detach(), begun, mask, self.spec.alike)
-            features = _features(x, s, d, step, near, sure, here.amplitude, begun, mask)
+            features = _features(x, x - likelihood.typical, s, d, step, near, sure, here.amplitude, begun, mask)
             with torch.autocast(x.device.type, torch.bfloat16, enabled=mixed):
                 answer, states = self._cell(features, states)
             prior = self._prior(answer.float(), x, s, near, sure, begun, mask)
@@ -198,7 +165,7 @@ class LocalMixture(nn.Module):
                 variance = variance * (1 + (contrast - 1) * q / (1 + q))[:, None]
             mixture = posterior(log_weight, mean, variance, observed, noise)
             found.append(mixture)
-            x, s = torch.where(mask, mixture.centre, 0.0), mixture.spread.sqrt()
+            x, s = torch.where(mask, mixture.centre, likelihood.typical), mixture.spread.sqrt()
         return found
 
     def _cell(
@@ -245,13 +212,9 @@ class LocalMixture(nn.Module):
         return log_weight, torch.cat(means, 1), variance
 
 
-def _squash(x: Tensor) -> Tensor:
-    # as asinh, at a sixth of its time
-    return torch.sign(x) * torch.log1p(x.abs())
-
-
 def _features(
     x: Float[Tensor, "b y x"],
+    usual: Float[Tensor, "b y x"],
     s: Float[Tensor, "b y x"],
     d: Float[Tensor, "b y x"],
     step: Float[Tensor, "b y x"],
@@ -261,30 +224,30 @@ def _features(
     begun: Start,
     mask: Bool[Tensor, "b y x"],
 ) -> Float[Tensor, "b c y x"]:
-    """What the cell sees, each about 1 in size; 0 outside the mask."""
+    """What the cell sees, each about 1 in size; 0 outside the mask.
+
+    Args:
+        usual: x less the middle of the grid, so that T1 and T2 look alike.
+    """
     typical = (amplitude * mask).sum((1, 2), keepdim=True) / mask.sum((1, 2), keepdim=True).clamp_min(1)
     features = (
-        _squash((near - x) * 10),
+        squash((near - x) * 10),
         (sure * (d.square() + WITHIN**2)).log() / 2,
-        x,
-        _log(s),
-        _log(d),
-        _squash(step / d),
-        _squash((begun.u - x) / d),
+        usual,
+        log_sd(s),
+        log_sd(d),
+        squash(step / d),
+        squash((begun.u - x) / d),
         (begun.x - x) / begun.s,
-        _log(begun.s),
-        _log(begun.d),
+        log_sd(begun.s),
+        log_sd(begun.d),
         begun.brightness,
         begun.noise.log().expand_as(x) / 2 + 1,
-        _squash(amplitude / typical.clamp_min(1e-30)),
+        squash(amplitude / typical.clamp_min(1e-30)),
         mask.float(),
         (x - begun.u).clamp(-1, 1) * 3,
     )
     return torch.stack(features, 1) * mask[:, None]
-
-
-def _log(sd: Tensor) -> Tensor:
-    return sd.log().clamp(-6, 1) / 2 + 1
 
 
 def _expected(begun: Start) -> tuple[Float[Tensor, "b y x"], Float[Tensor, "b y x"]]:
@@ -296,45 +259,3 @@ def _expected(begun: Start) -> tuple[Float[Tensor, "b y x"], Float[Tensor, "b y 
     left = (precision - begun.d**-2).clamp_min(0.05)
     away = precision * (begun.x - begun.u) / left + begun.u - begun.x
     return begun.x + away.clamp(-1.0, 1.0), (1 / left).clamp(0.01**2, 4.0)
-
-
-def box(maps: Float[Tensor, "b c y x"], radius: int) -> Float[Tensor, "b c y x"]:
-    """Sum over a square; beyond the border nothing counts."""
-    size = 2 * radius + 1
-    rows = functional.avg_pool2d(maps, (size, 1), 1, (radius, 0))
-    return functional.avg_pool2d(rows, (1, size), 1, (0, radius)) * size**2
-
-
-@torch.no_grad()
-def alike(
-    observed: Float[Tensor, "b y x"],
-    noise: Float[Tensor, "b y x"],
-    x: Float[Tensor, "b y x"],
-    s: Float[Tensor, "b y x"],
-    begun: Start,
-    mask: Bool[Tensor, "b y x"],
-    radius: int,
-) -> tuple[Float[Tensor, "b y x"], Float[Tensor, "b y x"]]:
-    """Mean of u* over the neighbours that look alike, in T1 and in brightness q, and its precision.
-
-    k_vn = exp(-((x_n - x_v)^2 / (s_n^2 + s_v^2 + .08^2) + (q_n - q_v)^2 / (2 noise^2 + (.1 q_v)^2)) / 2)
-    mean = sum_n k_vn u*_n / (d_n^2 + .05^2) / sum_n k_vn / (d_n^2 + .05^2)
-
-    Args:
-        observed, noise: u* and d^2.
-    """
-    height, width = x.shape[1:]
-    variance, q = s.square(), begun.brightness
-    weight = mask / (noise + WITHIN**2)
-    padded = [functional.pad(m[:, None], (radius,) * 4)[:, 0] for m in (observed, variance, x, q, weight)]
-    expected = 2 * begun.noise.square() + (0.1 * q).square()
-    total, summed = torch.zeros_like(x), torch.zeros_like(x)
-    for dy in range(2 * radius + 1):
-        for dx in range(2 * radius + 1):
-            u_n, v_n, x_n, q_n, w_n = (m[:, dy : dy + height, dx : dx + width] for m in padded)
-            apart = (x_n - x).square().div_(v_n + variance + 0.08**2).add_((q_n - q).square().div_(expected))
-            k = torch.exp(apart.mul_(-0.5)).mul_(w_n)
-            total += k
-            summed += k * u_n
-    total = total.clamp_min(1e-6)
-    return summed / total, total

@@ -3,7 +3,7 @@
     F_k = max(0, S . d_k / |d_k|) / sigma,   l_k = F_k^2 / 2        (A at its best; d_k: series of grid value u_k)
     u   = argmax l (parabola, then two scoring steps),   d^2 = 1 / (H(u) + 1/4)
     p   = histogram of u by EM, likelihoods no narrower than .6 grid steps
-    tau = min(1, d^2 / h^2),   h = .04
+    tau = min(1, d^2 / h^2)
     m, v = mean and variance of u under p_k exp(tau l_k)
     1 / s^2 = 1 / v + (1 - tau) / d^2,   x = s^2 (m / v + (1 - tau) u / d^2)
 
@@ -11,7 +11,10 @@ Where the likelihood is wider than h this is empirical Bayes itself (tau = 1). W
 resolve it: the tempered posterior says what the histogram adds to a likelihood of width h, and the rest of the
 likelihood, a normal there, is multiplied in closed form.
 
-Assumes: the times of the voxels lie within the grid, .08 to 6.5 s.
+h is `resolved` of the family, .04 for recoveries. Under Rician noise F is that of `likelihood`. The histogram may count
+further voxels of the same tissues (`scene`): a patch of a training shows fewer than an image.
+
+Assumes: the relaxation times of the voxels lie within the grid, .08 to 6.5 s for T1, .004 to 5 s for T2 and T1rho.
 """
 
 from dataclasses import dataclass
@@ -21,23 +24,23 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from trainers.networks.voxel_likelihood import Recovery
+from trainers.networks.mixture.likelihood import VoxelLikelihood
 
-# the grid of log T: ends [s] and number of values
-_SHORTEST, _LONGEST, _VALUES = 0.08, 6.5, 128
+# values of the grid of log T
+_VALUES = 128
 # information that is always there: SD 2 of log T
 LEAST_INFORMATION = 0.25
-# width to which a likelihood is widened before it meets the grid [1], and before it meets the EM [grid steps]
-_WIDE, _WIDE_EM = 0.04, 0.6
+# width to which a likelihood is widened before it meets the EM [grid steps]
+_WIDE_EM = 0.6
 # EM: voxels, sweeps, exponent by which a sweep goes further, share of an even histogram in the answer
 _VOXELS, _SWEEPS, _FURTHER, _EVEN = 4096, 30, 1.6, 0.01
 # the prior may take part of the data's information away (a histogram of two peaks), but never more than this leaves
 _KEPT = 0.3
 
 
-def grid(device: torch.device) -> Float[Tensor, " k"]:
+def grid(likelihood: VoxelLikelihood) -> Float[Tensor, " k"]:
     """Values of log T [log s]."""
-    return torch.linspace(log(_SHORTEST), log(_LONGEST), _VALUES, device=device)
+    return torch.linspace(log(likelihood.shortest), log(likelihood.longest), _VALUES, device=likelihood.series.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +63,28 @@ class Start:
 
 
 @torch.no_grad()
-def start(likelihood: Recovery, mask: Bool[Tensor, "b y x"]) -> Start:
-    """Empirical Bayes of every voxel; the histogram of a sample is that of its voxels inside the mask."""
-    series, sigma = likelihood.series, likelihood.sigma
-    b, n, height, width = series.shape
-    u_k = grid(series.device)
-    step = float(u_k[1] - u_k[0])
-    fit = likelihood.rows(u_k) @ (series / sigma[:, None]).reshape(b, n, -1)
-    if not likelihood.signed:
-        fit.clamp_min_(0)
-    top, peak = fit.max(1)
-    u = _peak(fit, peak, u_k, step).reshape(b, height, width)
-    for _ in range(2):
-        here = likelihood.local(u)
-        u = u + (here.score / (here.information + LEAST_INFORMATION)).clamp(-step, step)
-    u = u.clamp(u_k[0], u_k[-1])
-    d = (here.information + LEAST_INFORMATION).rsqrt()
+def start(likelihood: VoxelLikelihood, mask: Bool[Tensor, "b y x"], scene: VoxelLikelihood | None = None) -> Start:
+    """Empirical Bayes of every voxel; the histogram of a sample is that of its voxels inside the mask.
 
-    evidence = fit.clamp_min_(0).square_().mul_(0.5).sub_(0.5 * top.clamp_min(0).square()[:, None])
-    p = _histograms(evidence, d.flatten(1), mask.flatten(1), step)
+    Args:
+        scene: further voxels of each sample, which all count in the histogram.
+    """
+    u_k = grid(likelihood)
+    u, d, evidence = _on_grid(likelihood, u_k)
+    count = mask.flatten(1)
+    if scene is None:
+        p = _histograms(evidence, d.flatten(1), count, u_k)
+    else:
+        _, d_more, more = _on_grid(scene, u_k)
+        every = torch.ones_like(d_more.flatten(1), dtype=torch.bool)
+        p = _histograms(
+            torch.cat((evidence, more), 2),
+            torch.cat((d.flatten(1), d_more.flatten(1)), 1),
+            torch.cat((count, every), 1),
+            u_k,
+        )
     variance = d.flatten(1).square()
-    tau = (variance / _WIDE**2).clamp_max(1)
+    tau = (variance / likelihood.resolved**2).clamp_max(1)
     weight = evidence.mul_(tau[:, None]).exp_()
     # about the middle of the grid: the variance is a difference of squares
     middle = u_k.mean()
@@ -91,8 +95,24 @@ def start(likelihood: Recovery, mask: Bool[Tensor, "b y x"]) -> Start:
     rest = (1 - tau) / variance
     x = (m / v + rest * (u.flatten(1) - middle)) / (1 / v + rest) + middle
     precision = torch.maximum(1 / v + rest, _KEPT / variance)
-    brightness, noise = _brightness(series, sigma, mask)
+    brightness, noise = _brightness(likelihood.series, likelihood.sigma, mask)
     return Start(x.reshape(u.shape), precision.rsqrt().reshape(u.shape), u, d, brightness, noise)
+
+
+def _on_grid(
+    likelihood: VoxelLikelihood, u_k: Float[Tensor, " k"]
+) -> tuple[Float[Tensor, "b y x"], Float[Tensor, "b y x"], Float[Tensor, "b k v"]]:
+    """Likeliest u, its SD d, and the log-likelihood of every value of the grid less its highest."""
+    step = float(u_k[1] - u_k[0])
+    fit = likelihood.fit(u_k)
+    top, peak = fit.max(1)
+    u = _peak(fit, peak, u_k, step).reshape(likelihood.series[:, 0].shape)
+    for _ in range(2):
+        here = likelihood.local(u)
+        u = u + (here.score / (here.information + LEAST_INFORMATION)).clamp(-step, step)
+    u = u.clamp(u_k[0], u_k[-1])
+    d = (here.information + LEAST_INFORMATION).rsqrt()
+    return u, d, fit.clamp_min_(0).square_().mul_(0.5).sub_(0.5 * top.clamp_min(0).square()[:, None])
 
 
 def _peak(fit: Float[Tensor, "b k v"], best: Tensor, u_k: Float[Tensor, " k"], step: float) -> Float[Tensor, "b v"]:
@@ -105,12 +125,13 @@ def _peak(fit: Float[Tensor, "b k v"], best: Tensor, u_k: Float[Tensor, " k"], s
 
 
 def _histograms(
-    evidence: Float[Tensor, "b k v"], d: Float[Tensor, "b v"], mask: Bool[Tensor, "b v"], step: float
+    evidence: Float[Tensor, "b k v"], d: Float[Tensor, "b v"], mask: Bool[Tensor, "b v"], u_k: Float[Tensor, " k"]
 ) -> Float[Tensor, "b 1 k"]:
     """Histogram of log T of every sample by EM over some of its voxels; adds up to 1.
 
     p_k <- p_k (mean_v L_vk / sum_j p_j L_vj)^1.6, normalised
     """
+    step = float(u_k[1] - u_k[0])
     found = []
     for one, spread, inside in zip(evidence, d, mask, strict=True):
         chosen = inside.nonzero()[:, 0]

@@ -1,0 +1,127 @@
+"""A trained network as the method of `qsim map`: its options, the unit of its images, and what its sidecars say."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from phantoms.files.derivatives import Json
+from qsim.errors import InputError
+from qsim.estimators import Estimate, Estimator, rehearse
+from qsim.parameters import Parameter
+from qsim.signals.base import SignalModel
+from trainers.mapping.inputs import MapJob, Mapper, device_of, notes_of_common
+
+# images up to this factor outside the range of a network's training are still mapped, as `NetworkEstimator` does
+_SCALE_MARGIN = 4.0
+
+
+def network_mapper(job: MapJob, model: SignalModel, told: Sequence[str], brightest: Callable[[], float]) -> Mapper:
+    """Load the network, and let it map a small image.
+
+    Args:
+        told: rows that are known.
+        brightest: 99th percentile over the object of the largest image [units of the images].
+    Raises: InputError naming the option.
+    """
+    from trainers.infer import find_network, load_estimator
+    from trainers.mixture_estimator import MixtureEstimator
+    from trainers.studies.methods import pools
+    from trainers.studies.network_options import network_name, network_options, of_option
+
+    given = dict(job.options)
+    unit = given.pop("images_unit", None)
+    if unit is not None and not (isinstance(unit, int | float) and not isinstance(unit, bool) and unit > 0):
+        raise InputError(f"--option images_unit: must be a positive number, got {unit!r}")
+    options = network_options(given, "--option ", ("images_unit",))
+    if job.tissues:
+        raise InputError("--tissues: a network is told nothing of tissues, it learned them; leave it out")
+    maps = [name for name, value in job.known.items() if isinstance(value, Path)]
+    if maps:
+        raise InputError(
+            f"--known {maps[0]}: a network takes one number, not a map; give that, or take a fit (--method)"
+        )
+    place = device_of(job, network=True)
+    notes: tuple[str, ...] = ()
+    try:
+        file = find_network(job.network)
+        network = load_estimator(job.network, model, str(place), contrast=options.contrast, noise=options.noise)
+        if network.scale is not None:
+            low, high = network.scale
+            top = brightest()
+            if unit is None and not low / _SCALE_MARGIN <= top <= high * _SCALE_MARGIN:
+                # scanners count in units of their own
+                unit = top / high
+                notes = (
+                    f"images divided by {unit:.4g}, so that they are as bright as those of the training "
+                    "(--option images_unit=... sets it)",
+                )
+            elif unit is not None and not low / _SCALE_MARGIN <= top / unit <= high * _SCALE_MARGIN:
+                raise InputError(
+                    f"--option images_unit: the 99th percentile of the images is then {top / unit:.3g}, and was "
+                    f"{low:.2g} to {high:.2g} in the training; {top / high:.3g} would fit"
+                )
+    except InputError as error:
+        text = str(error)
+        if of_option(text):
+            raise InputError(f"--option {text}") from None
+        raise InputError(text if text.startswith("--") else f"--model: {text}") from None
+    kind, name = network.name, network_name(job.network, network.name)
+    # the scale was looked at above, on the slice that shows most: one at the edge of the object may be dark
+    network = replace(network, name=name, images_unit=float(unit or 1), scale=None)
+    answer = _small_answer(network, model, told)
+    if job.std and not answer.variances:
+        raise InputError(f"--std: {name} gives no standard deviations")
+    rows = [p.name for p in network.parameters if p.name not in told]
+    shared = ("B",) if isinstance(network, MixtureEstimator) else pools(network)
+    common = tuple(row for row in shared if row in rows)
+    record: dict[str, Json] = {
+        "EstimationAlgorithm": f"{name}: a network trained with qsim" + (f" ({kind})" if kind != name else ""),
+        "Method": name,
+        "MethodOptions": {"images_unit": float(unit or 1), **given},
+        "Network": {"File": file.name, "SHA256": hashlib.sha256(file.read_bytes()).hexdigest()},
+    }
+    return Mapper(network, False, torch.device("cpu"), record, (*notes, *notes_of_common(common)), common)
+
+
+@dataclass(frozen=True, slots=True)
+class _Overheard:
+    """An estimator whose answers are kept."""
+
+    estimator: Estimator
+    answers: list[Estimate]
+
+    @property
+    def name(self) -> str:
+        return self.estimator.name
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return self.estimator.parameters
+
+    def __call__(
+        self,
+        images: Tensor,
+        sigma: float | Tensor | None = None,
+        mask: Tensor | None = None,
+        known: Mapping[str, Tensor] | None = None,
+    ) -> Estimate:
+        self.answers.append(self.estimator(images, sigma=sigma, mask=mask, known=known))
+        return self.answers[-1]
+
+
+def _small_answer(network: Estimator, model: SignalModel, told: Sequence[str]) -> Estimate:
+    """What the network says of a small image, so that what it cannot do is said at once.
+
+    Raises: InputError naming the option.
+    """
+    overheard = _Overheard(network, [])
+    try:
+        rehearse(overheard, model, tuple(told))
+    except InputError as error:
+        text = str(error)
+        raise InputError(f"--{text}" if text.startswith("known: ") else f"--model: {text}") from None
+    return overheard.answers[0]
