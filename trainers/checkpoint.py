@@ -13,7 +13,7 @@ from platform import python_version
 from typing import Any
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -130,6 +130,8 @@ class Progression:
 def claim(out: Path, config: BaseModel, resume: bool) -> None:
     """Make the folder of a run, or check that it is one of the same config.
 
+    A stored config is read as a new one is: a key that did not exist when the run began has its default.
+
     Raises: InputError.
     """
     stored = out / CONFIG
@@ -138,7 +140,15 @@ def claim(out: Path, config: BaseModel, resume: bool) -> None:
             raise InputError(f"{out}: exists already; add --resume to go on with it, or choose another --out")
         if not stored.is_file():
             raise InputError(f"{out}: holds no {CONFIG}, so it is not a run of qsim train; choose another --out")
-        before, now = json.loads(stored.read_text(encoding="utf-8")), config.model_dump(mode="json")
+        try:
+            began = type(config).model_validate_json(stored.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise InputError(
+                f"{stored}: does not fit this version of qsim ({place}: {first['msg']}); choose another --out"
+            ) from None
+        before, now = began.model_dump(mode="json"), config.model_dump(mode="json")
         changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
         if changed:
             raise InputError(

@@ -52,6 +52,8 @@ class TrainConfig(RootConfig):
         task: what is learned.
         targets: rows of kappa to be learned; all of the model's if not given.
         network: by `kind`.
+        initial: weights to begin with: a run, a file or the name of a shipped network of the same shape; None: random
+            ones.
         iterations: updates of the weights.
         batch: samples per update, over all devices.
         lr: learning rate of Adam, at its highest.
@@ -68,6 +70,7 @@ class TrainConfig(RootConfig):
     task: _union(TASKS)  # type: ignore[valid-type]
     targets: tuple[str, ...] = ()
     network: _union(NETWORKS)  # type: ignore[valid-type]
+    initial: Annotated[str, Field(min_length=1)] | None = None
     iterations: Count
     batch: Count
     lr: Positive

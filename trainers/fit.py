@@ -31,7 +31,9 @@ from trainers.checkpoint import (
     STATE,
     Progression,
     claim,
+    load_tensors,
     restore,
+    restore_weights,
     save_tensors,
     training_tensors,
     trim_log,
@@ -40,6 +42,7 @@ from trainers.checkpoint import (
 )
 from trainers.config import TrainConfig
 from trainers.data import Generated, PatchDataset, Source, loader, open_store, simulate
+from trainers.infer import find_network
 from trainers.progress import Bar
 from trainers.tasks import Task, supervised
 
@@ -81,6 +84,19 @@ def open_source(config: TrainConfig) -> Source:
         return Generated(data.generate)
     assert data.store is not None, "the config holds one of the two"
     return open_store(PatchStore(data.store), data.memory_gb)
+
+
+def _initial(config: TrainConfig) -> Path | None:
+    """File of the weights to begin with.
+
+    Raises: InputError if there is none.
+    """
+    if config.initial is None:
+        return None
+    try:
+        return find_network(config.initial)
+    except InputError as error:
+        raise InputError(f"initial: {error}") from None
 
 
 def describe(config: TrainConfig, task: Task, source: Source, precision: str) -> dict[str, Any]:
@@ -143,12 +159,15 @@ def fit(
     data = source.config
     task = supervised(config.mapping_task, config.mapping_network, data.signal_model, config.targets, data.noise.kind)
     task.variety.check(data.signal_model, data.store)
+    begun = _initial(config)
     if fabric.is_global_zero:
         claim(out, config, resume)
     fabric.barrier()
 
     generator = torch.Generator().manual_seed(int(Streams(config.seed, 0).rng("weights").integers(2**63)))
     plain = config.mapping_network.build(task.model, task.parameters, generator)
+    if begun is not None:
+        restore_weights(plain, load_tensors(begun)[0], begun)
     plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.Adam(plain.parameters(), lr=config.lr)
     net, wrapped = fabric.setup(plain, optimiser)

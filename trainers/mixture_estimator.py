@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate, Status, check_series, computable
@@ -23,6 +23,7 @@ from qsim.signals import InversionRecovery
 from trainers.network_estimator import NetworkEstimator, nothing
 from trainers.networks.mixture.families import likelihood_of
 from trainers.networks.mixture.posterior import Mixture
+from trainers.protocols import Protocols
 
 # voxels that are mapped together: about 150 numbers for each at a time
 _VOXELS = 1 << 18
@@ -35,7 +36,7 @@ class _Solved:
     """Maps of some slices.
 
     Attributes:
-        kappa: A, B, T1 or A, T2.
+        kappa: A, B, T1 or A, T2; NaN far outside the mask, as what follows.
         covariance: of them.
         ends: quantiles of the relaxation time.
     """
@@ -55,10 +56,12 @@ class MixtureEstimator(NetworkEstimator):
         contrast: as in the network's config.
         rician: whether the series are magnitudes with Rician noise, in the likelihood of T; B is pooled as if the noise
             were Gaussian. A voxel with a negative magnitude is not computed then.
+        protocols: times of the training beside those of its data; None: none.
     """
 
     contrast: float = 1.0
     rician: bool = False
+    protocols: Protocols | None = None
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -165,14 +168,23 @@ class MixtureEstimator(NetworkEstimator):
         b, variance = self._depth(series, noise, valid, known)
         slices = series.reshape(series.shape[0], -1, *space[-2:]).movedim(0, 1)
         masks = valid.reshape(-1, *space[-2:])
-        per_chunk = max(1, _VOXELS // (space[-2] * space[-1]))
+        # what lies outside the mask counts for nothing: only a window about it is computed
+        window = _window(masks, _reach(self.net))
+        slices, masks = slices[:, :, *window], masks[:, *window]
+        if noise.shape[-2:] != (1, 1):
+            noise = noise[:, *window]
+        per_chunk = max(1, _VOXELS // masks[0].numel())
         parts = []
         for i in range(0, len(slices), per_chunk):
             rows = slice(i, i + per_chunk)
             levels_here = noise if noise.shape[0] == 1 else noise[rows]
             parts.append(self._posterior(slices[rows], masks[rows], levels_here, b, variance, levels))
-        names = ("kappa", "covariance", "ends")
-        return _Solved(*(torch.cat([getattr(part, name) for part in parts]) for name in names)), variance
+        whole = []
+        for name in ("kappa", "covariance", "ends"):
+            maps = torch.cat([getattr(part, name) for part in parts])
+            whole.append(maps.new_full((*maps.shape[:-2], *space[-2:]), torch.nan))
+            whole[-1][..., *window] = maps
+        return _Solved(*whole), variance
 
     def _depth(
         self,
@@ -229,3 +241,20 @@ class MixtureEstimator(NetworkEstimator):
                 ends.append((x + torch.sign(away) * (away.square() + shift.square()).sqrt()).exp()[:, None])
             kappa = torch.stack(rows, 1)
         return _Solved(kappa.to(home), covariance.to(home), torch.cat(ends, 1).to(home))
+
+
+def _window(masks: Bool[Tensor, "b y x"], reach: int) -> tuple[slice, slice]:
+    """Rows and columns that hold the masks of all slices, and `reach` more on each side as far as there are any."""
+    there = masks.any(0)
+    ends = [line.nonzero()[[0, -1], 0].tolist() for line in (there.any(1), there.any(0))]
+    rows, columns = (slice(max(first - reach, 0), last + 1 + reach) for first, last in ends)
+    return rows, columns
+
+
+def _reach(net: nn.Module) -> int:
+    """How far the layers of one step look [voxels].
+
+    Their input is 0 outside the mask, but their biases give them answers there, which the next layer sees.
+    """
+    layers = (layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
+    return sum(layer.kernel_size[0] // 2 * layer.dilation[0] for layer in layers)

@@ -224,4 +224,5 @@ class MixtureLearning:
             needs_sigma=True,
             contrast=self.network.contrast,
             rician=self.rician,
+            protocols=self.spec.protocols,
         )

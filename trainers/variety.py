@@ -152,7 +152,10 @@ class Variety:
             if store != "maps":
                 raise InputError(f"task.{name}: the data hold images already; set store: maps in their config")
             if name == "protocols":
-                times_field(model)
+                try:
+                    times_field(model)
+                except InputError as error:
+                    raise InputError(f"task.{error}") from None
             elif len(_relaxation_rows(model)) != 1:
                 raise InputError(
                     f"task.{name}: needs a model of one relaxation time, which {type(model).__name__} is not"

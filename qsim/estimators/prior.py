@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import log, pi
 
 import numpy as np
@@ -103,12 +104,22 @@ class TissuePrior:
         return cls(tuple(rows), share / share.sum(), values[..., 0].exp(), values[..., 1].clamp_min(_LEAST))
 
 
+@lru_cache(maxsize=1)
+def _quadrature() -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Nodes and weights of Gauss and Legendre on (0, 1); the same for every row of every tissue, and slow to find."""
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    u, share = (nodes + 1) / 2, weights / 2
+    # shared by all callers
+    u.setflags(write=False)
+    share.setflags(write=False)
+    return u, share
+
+
 def _log_moments(distribution: AnyDistribution, variation: Variation | None, field: str) -> tuple[float, float]:
     """Mean and SD of log kappa over subjects and voxels."""
     if not distribution.support[0] > 0:
         raise InputError(f"{field}: its distribution reaches {distribution.support[0]:g}, a log-normal cannot; cut it")
-    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
-    u, weights = (nodes + 1) / 2, weights / 2
+    u, weights = _quadrature()
     centre = distribution.ppf(u)
     if variation is None or (variation.relative == 0 and variation.absolute == 0):
         values = np.log(centre)

@@ -55,6 +55,10 @@ GENERAL = {key: BLUR[key] for key in ("seed", "data", "estimators", "snr", "draw
     "protocols": PROTOCOLS,
     "estimators": ["shared-b", "least-squares"],
 }
+ANGLES = {
+    "data": DATA | {"model": {"kind": "spoiled_gradient_echo", "flip_angles": [0.05, 0.2, 0.4], "tr": 0.02}},
+    "estimators": ["least-squares"],
+}
 KINDS = {"blurriness": (BlurrinessConfig, run_blurriness), "generalisation": (GeneralisationConfig, run_generalisation)}
 
 
@@ -168,6 +172,7 @@ def test_a_network_that_takes_one_protocol_is_left_out_elsewhere_and_the_page_sa
         (GENERAL, {"protocols": {"ms": [100, 200, 400]}}, r"protocols\.ms: ti must be in seconds"),
         (GENERAL, {"protocols": {}}, r"protocols"),
         (GENERAL, {"protocols": {"a/b": [0.1, 0.2, 0.3]}}, r"protocols: 'a/b' is no name"),
+        (GENERAL, ANGLES, r": protocols\.long: the model spoiled_gradient_echo has no list"),
         (GENERAL, {"draws": 0}, r"draws: "),
     ],
 )

@@ -9,7 +9,8 @@ import torch
 from qsim.errors import InputError
 from qsim.signals import InversionRecovery
 from trainers import checkpoint
-from trainers.checkpoint import load_tensors, restore_optimiser, restore_weights, save_tensors, training_tensors
+from trainers.checkpoint import claim, load_tensors, restore_optimiser, restore_weights, save_tensors, training_tensors
+from trainers.config import TrainConfig
 from trainers.networks import RIMNetwork
 
 MODEL = InversionRecovery(ti=(0.2, 0.5, 0.9))
@@ -103,3 +104,45 @@ def test_a_pickle_is_not_read(tmp_path):
     torch.save({"net/a": torch.ones(2)}, path)
     with pytest.raises(InputError, match="not a safetensors file"):
         load_tensors(path)
+
+
+def mixture(scene=0):
+    """A config whose task has keys that it did not always have."""
+    return TrainConfig.model_validate(
+        {
+            "seed": 1,
+            "data": {"store": "patches"},
+            "task": {"kind": "local_mixture", "scene": scene},
+            "network": {"kind": "local_mixture", "features": 4},
+            "iterations": 5,
+            "batch": 2,
+            "lr": 0.01,
+        }
+    )
+
+
+def test_a_run_from_before_a_key_existed_is_resumed(tmp_path):
+    """Its stored config says nothing of the key, which is what its default says."""
+    stored = tmp_path / "run" / "config.json"
+    claim(tmp_path / "run", mixture(), resume=False)
+    older = json.loads(stored.read_text())
+    del older["task"]["scene"], older["task"]["recolour"], older["clip"]
+    stored.write_text(json.dumps(older))
+    claim(tmp_path / "run", mixture(), resume=True)
+    # what was stored is left as it was written
+    assert json.loads(stored.read_text()) == older
+    with pytest.raises(InputError, match=r"was started with another config \(task differ\)"):
+        claim(tmp_path / "run", mixture(scene=50), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{", "Invalid JSON"), ('{"seed": 1}', "data: Field required"), ('{"optimiser": "sgd"}', "Field required")],
+)
+def test_a_stored_config_of_another_kind_is_refused(tmp_path, text, said):
+    claim(tmp_path / "run", mixture(), resume=False)
+    (tmp_path / "run" / "config.json").write_text(text)
+    with pytest.raises(
+        InputError, match=rf"config\.json: does not fit this version of qsim \(.*{said}.*choose another"
+    ):
+        claim(tmp_path / "run", mixture(), resume=True)

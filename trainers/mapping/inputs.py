@@ -29,6 +29,9 @@ VOXELWISE = ("two-point", "log-linear", "least-squares", "rician", "map", "dicti
 _RESIDUAL_VOXELS, _FEW_VOXELS = 20_000, 500
 # bins of the histogram that tells air from the object
 _BINS = 256
+# voxels outside of the object over those of it above which air is looked for; air is darker than the object by this
+# factor, or its mean square differs between the images by less than this one [1]
+_AIR, _DARKER, _EVEN = 0.05, 3.0, 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,25 @@ def notes_of_common(rows: Sequence[str]) -> tuple[str, ...]:
     return (
         (f"{', '.join(rows)} is common to the voxels of a slice, and found for each slice by itself",) if rows else ()
     )
+
+
+def air_of(power: Float[np.ndarray, "2 n"], inside: int, outside: int) -> int:
+    """Voxels of air: 0 where what lies outside of the object looks like tissue, as in images whose background is zero.
+
+    Args:
+        power: of each image, sum of squares of the object, and of what lies outside of it and is not zero.
+        inside, outside: how many voxels these are.
+    """
+    if outside <= _AIR * inside:
+        return 0
+    tissue, air = power[0] / max(inside, 1), power[1] / outside
+    found = air.mean() * _DARKER**2 < tissue.mean() or air.max() < _EVEN * air.min()
+    return outside if found else 0
+
+
+def air_shifts(rows: Sequence[str], air: int) -> str:
+    """What is said where rows are found from every voxel, air among them."""
+    return f"{', '.join(rows)} is found from every voxel, {air} of them outside of the object, where air would shift it"
 
 
 def _prior(job: MapJob, model: SignalModel) -> TissuePrior | None:

@@ -24,7 +24,7 @@ from phantoms.series.base import Series
 from qsim.errors import InputError
 from qsim.estimators import Status
 from qsim.signals.base import SignalModel
-from trainers.mapping.inputs import MapJob, foreground, mapper
+from trainers.mapping.inputs import MapJob, air_of, air_shifts, foreground, mapper
 from trainers.mapping.known import read_known, read_mask
 from trainers.mapping.motion import steadied, write_table
 from trainers.mapping.names import stems, told_apart
@@ -49,9 +49,6 @@ Progress = Callable[[int, int], None]
 # share of the voxels without an estimate above which the signal model is in doubt [1]
 _MOST = 0.5
 _WARNS = "warning: "
-# voxels outside of the object over those of it above which air is looked for; air is darker than the object by this
-# factor, or its mean square differs between the images by less than this one [1]
-_AIR, _DARKER, _EVEN = 0.05, 3.0, 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,10 +202,7 @@ def _prepare(series: Series, model: SignalModel, job: MapJob) -> tuple[MapTask, 
     task = MapTask(series, model, method, slices, region, masked, known.values, known.usable)
     broken, air = _outside(task)
     if method.common and not masked and air:
-        notes += (
-            f"{_WARNS}{', '.join(method.common)} is found from every voxel, {air} of them outside of the object, where "
-            "air would shift it; --mask auto, or the file of a mask, leaves them out",
-        )
+        notes += (f"{_WARNS}{air_shifts(method.common, air)}; --mask auto, or the file of a mask, leaves them out",)
     if broken:
         beyond = ", or come from outside of it when it is registered" if job.register else ""
         notes += (f"{broken} voxels hold NaN or infinity in some image{beyond}: not computed",)
@@ -242,9 +236,7 @@ def _doubt(shares: Mapping[str, float], kind: str) -> tuple[str, ...]:
 
 
 def _outside(task: MapTask) -> tuple[int, int]:
-    """Voxels that are not finite in some image, and voxels of air: 0 where what lies outside of the object looks like
-    tissue, as in images whose background is zero.
-    """
+    """Voxels that are not finite in some image, and voxels of air."""
     broken = count = inside = 0
     # of each image: sum of squares of the object, and of what lies outside of it
     power = np.zeros((2, len(task.series.volumes)))
@@ -259,8 +251,4 @@ def _outside(task: MapTask) -> tuple[int, int]:
         inside += int((finite & region).sum())
         for row, where in enumerate((finite & region, outside)):
             power[row] += np.square(slab[:, where], dtype=np.float64).sum(1)
-    if count <= _AIR * inside:
-        return broken, 0
-    tissue, air = power[0] / max(inside, 1), power[1] / count
-    found = air.mean() * _DARKER**2 < tissue.mean() or air.max() < _EVEN * air.min()
-    return broken, count if found else 0
+    return broken, air_of(power, inside, count)

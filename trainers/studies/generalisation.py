@@ -55,7 +55,7 @@ class GeneralisationConfig(AnatomyStudy):
             try:
                 self.with_times(name)
             except ValueError as error:
-                raise ValueError(f"protocols.{name}: {error}") from None
+                raise ValueError(f"protocols.{name}: {str(error).removeprefix('protocols: ')}") from None
         return self
 
     def with_times(self, protocol: str) -> GeneratorConfig:

@@ -17,7 +17,7 @@ from qsim.errors import InputError
 from qsim.estimators.base import computable
 from qsim.estimators.noise_level import from_repeats
 from qsim.signals.base import SignalModel
-from trainers.mapping.inputs import MapJob, find_sigma, foreground
+from trainers.mapping.inputs import MapJob, air_of, find_sigma, foreground
 from trainers.mapping.known import read_known, read_mask, read_volume
 from trainers.studies.outputs import sha256_of
 from trainers.studies.repeated_series import FieldOfStudy, Scans, open_repeats
@@ -46,6 +46,7 @@ class Measured:
         notes: what was taken for granted, a sentence each.
         sha256: of every file of images and of the timings, by path.
         known: rows that are not fitted (B1 of a series of flip angles), a map or one number [SI].
+        air: voxels of air in `mask`; 0 where a mask was asked for.
         whole: the first repeat as it was read, with all its slices.
         slices: those of `whole` that are here: first, and one after the last.
     """
@@ -63,6 +64,7 @@ class Measured:
     whole: Series
     slices: tuple[int, int]
     known: Mapping[str, Float[Tensor, "*space_or_none"]] = field(default_factory=dict)
+    air: int = 0
 
     @property
     def repeats(self) -> int:
@@ -135,7 +137,23 @@ def read_scans(scans: Scans, field: str) -> Measured:
         whole=first,
         slices=(start, end),
         known=known,
+        air=0 if masked else _air(images[0].numpy(), region.numpy()),
     )
+
+
+def _air(images: Float[np.ndarray, "n z y x"], region: Bool[np.ndarray, "z y x"]) -> int:
+    """Voxels of air in a repeat that has no mask, slice by slice."""
+    inside = outside = 0
+    power = np.zeros((2, len(images)))
+    for z, own in enumerate(region):
+        slab = images[:, z]
+        finite = np.isfinite(slab).all(0)
+        beyond = finite & (slab != 0).any(0) & ~own
+        inside += int((finite & own).sum())
+        outside += int(beyond.sum())
+        for row, where in enumerate((finite & own, beyond)):
+            power[row] += np.square(slab[:, where], dtype=np.float64).sum(1)
+    return air_of(power, inside, outside)
 
 
 def _timings(series: Series) -> str:

@@ -10,12 +10,15 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from qsim.estimators.base import Estimate, Estimator, computable
+from trainers.mapping.inputs import air_shifts
 from trainers.network_estimator import NetworkEstimator
 from trainers.studies.measured import Measured
-from trainers.studies.methods import Chosen, Renamed
+from trainers.studies.methods import Chosen, Renamed, pools
 
 # images up to this factor outside the range of a network's training are still mapped, as `qsim map` does
 _SCALE_MARGIN = 4.0
+# how a note begins that should not be overlooked
+WARNS = "warning: "
 
 
 class Mapped(NamedTuple):
@@ -86,7 +89,22 @@ def fit_to_scale(estimator: Estimator, measured: Measured) -> tuple[Estimator, s
 
 
 def fit_methods(chosen: Sequence[Chosen], measured: Measured) -> tuple[tuple[Chosen, ...], tuple[str, ...]]:
-    """`fit_to_scale` of every method of a study; and its notes."""
+    """`fit_to_scale` of every method of a study; its notes, and those on methods that air would mislead."""
     fitted = [fit_to_scale(each.estimator, measured) for each in chosen]
     found = tuple(replace(each, estimator=estimator) for each, (estimator, _) in zip(chosen, fitted, strict=True))
-    return found, tuple(note for _, note in fitted if note)
+    misled: dict[tuple[str, ...], list[str]] = {}
+    for each in chosen if measured.air else ():
+        common = tuple(row for row in pools(each.estimator) if row not in measured.known)
+        if common:
+            misled.setdefault(common, []).append(each.name)
+    warnings = [
+        f"{WARNS}{', '.join(names)}: {air_shifts(rows, measured.air)}; "
+        "mask: auto, or the file of a mask, in data.scans leaves them out"
+        for rows, names in misled.items()
+    ]
+    return found, (*(note for _, note in fitted if note), *warnings)
+
+
+def said_loudly(notes: Sequence[str]) -> list[str]:
+    """Those of the notes that a page shows on top, without their head."""
+    return [note.removeprefix(WARNS) for note in notes if note.startswith(WARNS)]

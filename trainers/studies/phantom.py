@@ -10,6 +10,7 @@ from qsim.evaluation.pages.heat_report import Page
 from qsim.evaluation.pages.phantom_page import About, View, lead, methods_text, sections, warnings_of
 from qsim.evaluation.studies.phantom_rois import Phantom, rows
 from trainers.studies.block_runner import Command, finish
+from trainers.studies.measured_maps import said_loudly
 from trainers.studies.outputs import say
 from trainers.studies.phantom_blocks import compute_block, statistics
 from trainers.studies.phantom_config import PhantomConfig
@@ -56,7 +57,7 @@ def run_phantom(config: PhantomConfig, out: Path, command: Command = Command()) 
         files="results.csv (every figure of this page) beside it",
         config="",
         digest=digest,
-        warnings=warnings_of(found, about),
+        warnings=[*warnings_of(found, about), *said_loudly(plan.notes)],
     )
     path = write_files(plan.config, plan.methods, out, rows(found), None, page, plan.files)
     say(f"study: {len(blocks)} blocks in {time.monotonic() - began:.0f} s; open {path}")

@@ -12,6 +12,7 @@ from qsim.evaluation.studies.phantom_rois import Region
 from qsim.parameters import RELAXATION_TIMES
 from qsim.signals.base import SignalModel
 from trainers.mapping.inputs import VOXELWISE
+from trainers.mixture_estimator import MixtureEstimator
 from trainers.network_estimator import NetworkEstimator
 from trainers.studies.block_runner import Command
 from trainers.studies.measured import Measured
@@ -203,13 +204,21 @@ def _regions(
 
 
 def trained_times(methods: tuple[Chosen, ...]) -> tuple[float, float] | None:
-    """Times between which every network was trained: lowest and highest of its series (sabidussi2021, section 5.2)."""
+    """Times between which every network was trained: lowest and highest of its series (sabidussi2021, section 5.2).
+
+    A network that was trained on random times as well has all of theirs.
+    """
     spans = []
     for method in methods:
         network = method.estimator.estimator if isinstance(method.estimator, Renamed) else method.estimator
         if isinstance(network, NetworkEstimator) and network.trained_on is not None:
             model = network.trained_on.signal_model
             times = next((getattr(model, name) for name in _TIMES if getattr(model, name, None) is not None), None)
-            if times is not None:
-                spans.append((float(min(times)), float(max(times))))
+            if times is None:
+                continue
+            seen = [*times]
+            if isinstance(network, MixtureEstimator) and network.protocols is not None:
+                drawn = network.protocols
+                seen = [drawn.first, drawn.last, *(times if drawn.share < 1 else ())]
+            spans.append((float(min(seen)), float(max(seen))))
     return (max(low for low, _ in spans), min(high for _, high in spans)) if spans else None

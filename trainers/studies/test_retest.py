@@ -20,7 +20,7 @@ from qsim.evaluation.studies.test_retest_table import Found, rows
 from qsim.parameters import PARAMETERS
 from trainers.studies.block_runner import Command, finish
 from trainers.studies.measured import Measured, read_scans
-from trainers.studies.measured_maps import fit_methods
+from trainers.studies.measured_maps import fit_methods, said_loudly
 from trainers.studies.methods import Chosen, choose
 from trainers.studies.outputs import say, sha256_of
 from trainers.studies.study_files import open_files, prior_of, write_files
@@ -218,4 +218,4 @@ def _about(config: RetestConfig, source: TwinSource | ScanSource) -> list[tuple[
 def _warnings(source: TwinSource | ScanSource) -> list[str]:
     if isinstance(source, TwinSource) and source.plan.seen:
         return [f"The training of {', '.join(source.plan.seen)} may have held this anatomy: its figures are flattered."]
-    return []
+    return [] if isinstance(source, TwinSource) else said_loudly(source.notes)

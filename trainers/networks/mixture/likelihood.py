@@ -14,7 +14,7 @@ Rician noise (magnitudes of one complex channel; `qsim.kspace.magnitude_likeliho
     H = A^2 (w t . t - (w t . d)^2 / w d . d) / sigma^2,   w: the share of the information that a magnitude keeps
     F^2 / 2      = sum_n log I_0(z nu) - nu . nu / 2
 
-The Rician F is taken on every sixth value of a grid, at an A by a bound of r that is right to 4 %; its distance from
+The Rician F is taken on every sixth value of a grid, at an A by a bound of r that is right to 5 %; its distance from
 the Gaussian F^2 / 2, which is smooth, is interpolated between.
 
 Every sample of a batch has times of its own; shorter lists are filled up with times that do not count.
@@ -37,6 +37,12 @@ NOTHING = 1e-9
 _FEW, _SWEEPS = 3, 6
 # every so many values of a grid have a Rician likelihood of their own; numbers of one chunk of them, in the cache
 _EVERY, _CHUNK = 6, 1 << 17
+# of `bessel_ratio`: the polynomial, lowest power first, and the scale of its variable
+_RATIO_SCALE = 4.5
+_RATIO = (
+    0.222222229, -0.0740753689, 0.115269791, -0.0737059126, 0.0930224921, -0.0816559026, 0.0881507162, -0.0576311628,
+    0.0184029254,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +181,24 @@ class VoxelLikelihood(ABC):
 
 
 def bessel_ratio(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-    """r = I_1 / I_0."""
-    return torch.special.i1e(x) / torch.special.i0e(x)
+    """r = I_1 / I_0, to 3e-7, at a tenth of the time of two Bessel functions.
+
+        r = x / (2 + x r_2),   r_2 = I_2 / I_1 = x v p(v),   v = 4.5 / (x^2 + 4.5^2)^1/2
+
+    p is the polynomial of the least largest error of r (by Lawson's weights) against scipy's `ive`.
+    Source: recurrence of the ratios: DLMF 10.29.1.
+    """
+    # beyond this r is 1 in float32, and a square would overflow further on
+    x = x.clamp(-1e9, 1e9)
+    v = x.square().add_(_RATIO_SCALE**2).rsqrt_().mul_(_RATIO_SCALE)
+    p = v * _RATIO[-1] + _RATIO[-2]
+    for coefficient in _RATIO[-3::-1]:
+        p = p.mul_(v).add_(coefficient)
+    return x / p.mul_(v).mul_(x).mul_(x).add_(2)
 
 
 def rough_bessel_ratio(x: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-    """Lower bound of r, at most 4 % below: x / (1/2 + sqrt(x^2 + 9/4)).
+    """Lower bound of r, at most 5 % below: x / (1/2 + sqrt(x^2 + 9/4)).
 
     Source: Amos 1974, doi:10.1090/S0025-5718-1974-0333287-7.
     """
@@ -195,7 +213,7 @@ def rician_amplitude(
     Args:
         z: magnitudes over sigma [1].
         d: series of A = 1; broadcast against z [1].
-        rough: by the bound of r, at a fifth of the time.
+        rough: by the bound of r, in fewer passes.
     """
     ratio = rough_bessel_ratio if rough else bessel_ratio
     square = d.square()
@@ -205,11 +223,14 @@ def rician_amplitude(
     # not 0, which is a stationary point whatever the data
     a = ((floor * d).sum(dim) / length).clamp_min(0.3)
     along = z * d
+    strength = along.square()
     for _ in range(sweeps):
         x = along * a.unsqueeze(dim)
         r = ratio(x)
         towards = (along * r).sum(dim)
-        bend = (power * square * (1 - r.square() - r / x.clamp_min(1e-6))).sum(dim) - length
+        # 1 - r^2 - r / x
+        curve = x.clamp_min_(1e-6).reciprocal_().add_(r).mul_(r).neg_().add_(1)
+        bend = curve.mul_(strength).sum(dim) - length
         newton = a - (towards - a * length) / bend.clamp_max(-1e-6)
         # near a minimum of the likelihood, or far from its top, the step that cannot climb down is taken
         trusted = (bend < -0.1 * length) & (newton > 0) & (newton < 3 * a + 1)

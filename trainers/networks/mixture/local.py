@@ -14,7 +14,7 @@
 Every input is free of the protocol and of units: log T about its usual value, its SD, steps in units of SD, brightness
 over its RMS. So one network serves every list of times at every noise level; at low noise d is small and the answer is
 the likelihood's. Untrained it is close to empirical Bayes. The numbers above scale the answers of the cell to the range
-they need.
+they need; every class keeps at least .02 / 9 of the prior.
 
     contrast: where d exceeds .055 the prior variances of the last step are multiplied by up to this,
         s_m^2 <- s_m^2 (1 + (contrast - 1) q / (1 + q)),   q = (d / .055)^8
@@ -41,6 +41,8 @@ from trainers.networks.mixture.start import LEAST_INFORMATION, Start, start
 _INPUTS = 15
 # log-weights before training: own (rare), empirical Bayes (usual), alike
 _OWN, _EB, _ALIKE = -3.0, 2.5, -1.0
+# share of the prior that is spread evenly over the classes [1]
+_FLOOR = 0.02
 # voxels' worth of a class that its mean over the whole image is given
 _GLOBAL = 0.3
 # SD of the likelihood from which `contrast` acts [1]
@@ -208,8 +210,10 @@ class LocalMixture(nn.Module):
         )
         variance = torch.cat([v.clamp(0.01**2, 4.0 if i == 2 else 2.0) for i, v in enumerate(variances)], 1)
         offset = answer.new_tensor([0.0] * c + [_OWN, _EB, _ALIKE]).reshape(1, -1, 1, 1)
-        log_weight = torch.log_softmax(3 * torch.cat((weight, other[:, :1]), 1) + offset, 1)
-        return log_weight, torch.cat(means, 1), variance
+        weights = torch.softmax(3 * torch.cat((weight, other[:, :1]), 1) + offset, 1)
+        # a class that no voxel is given has no slope, and would be lost to the training
+        weights = (1 - _FLOOR) * weights + _FLOOR / weights.shape[1]
+        return weights.log(), torch.cat(means, 1), variance
 
 
 def _features(

@@ -12,11 +12,21 @@ WITHIN = 0.05
 
 
 class PlainConv(nn.Conv2d):
-    """A convolution in the plain layout: dilated bf16 ones in channels-last gave gradients that are no number."""
+    """A convolution that keeps the channels of a voxel together in memory (channels-last) where that is safe.
+
+    Dilated bf16 convolutions in that layout, of channels that are no multiple of 16, gave gradients that are no number,
+    or ended in a memory error (torch 2.13 on CPU); these are in the plain layout.
+    """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name of torch
+        whole = self.in_channels % 16 == 0 and self.out_channels % 16 == 0
+        layout = torch.channels_last if whole or self.dilation == (1, 1) else torch.contiguous_format
         return functional.conv2d(
-            input.contiguous(), self.weight.contiguous(), self.bias, padding=self.padding, dilation=self.dilation
+            input.contiguous(memory_format=layout),
+            self.weight.contiguous(memory_format=layout),
+            self.bias,
+            padding=self.padding,
+            dilation=self.dilation,
         )
 
 

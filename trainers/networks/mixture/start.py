@@ -4,7 +4,7 @@
     u   = argmax l (parabola, then two scoring steps),   d^2 = 1 / (H(u) + 1/4)
     p   = histogram of u by EM, likelihoods no narrower than .6 grid steps
     tau = min(1, d^2 / h^2)
-    m, v = mean and variance of u under p_k exp(tau l_k)
+    m, v = mean and variance of u under p_k exp(tau l_k), v at least that within a grid step
     1 / s^2 = 1 / v + (1 - tau) / d^2,   x = s^2 (m / v + (1 - tau) u / d^2)
 
 Where the likelihood is wider than h this is empirical Bayes itself (tau = 1). Where it is narrower the grid cannot
@@ -91,7 +91,8 @@ def start(likelihood: VoxelLikelihood, mask: Bool[Tensor, "b y x"], scene: Voxel
     away = u_k - middle
     moments = (torch.stack((torch.ones_like(away), away, away.square())) * p) @ weight
     m = moments[:, 1] / moments[:, 0]
-    v = (moments[:, 2] / moments[:, 0] - m * m).clamp_min(1e-8)
+    # an object of one relaxation time brings all weight onto one value, which stands for all about it
+    v = (moments[:, 2] / moments[:, 0] - m * m).clamp_min(float(u_k[1] - u_k[0]) ** 2 / 12)
     rest = (1 - tau) / variance
     x = (m / v + rest * (u.flatten(1) - middle)) / (1 / v + rest) + middle
     precision = torch.maximum(1 / v + rest, _KEPT / variance)
