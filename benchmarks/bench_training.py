@@ -37,7 +37,7 @@ from trainers.data import Batch, PatchDataset, simulate
 from trainers.fit import open_source, resolve_precision
 from trainers.networks.mixture import likelihood, local, residual
 from trainers.networks.mixture.families import Decay, Recovery
-from trainers.networks.mixture.parts import PlainConv
+from trainers.networks.mixture.parts import SafeConv
 from trainers.networks.rim import RIM
 from trainers.tasks import Task, supervised
 
@@ -190,7 +190,7 @@ def turns(variants: dict[str, Callable[[], object]], runs: int, device: torch.de
     return {name: min(seconds[1:]) for name, seconds in found.items()}
 
 
-def _plain(self: PlainConv, x: Tensor) -> Tensor:
+def _plain(self: SafeConv, x: Tensor) -> Tensor:
     return nn.Conv2d.forward(self, x.contiguous())
 
 
@@ -207,7 +207,7 @@ def layouts(training: Training, batch: Batch, runs: int) -> None:
         net.zero_grad(set_to_none=True)
         with ExitStack() as stack:
             if layout == "contiguous":
-                stack.enter_context(patch.object(PlainConv, "forward", _plain))
+                stack.enter_context(patch.object(SafeConv, "forward", _plain))
             training.forward(net, batch, bf16).backward()
 
     variants = {f"{k}": lambda k=k: work(*k) for k in nets}

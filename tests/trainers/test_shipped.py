@@ -64,6 +64,42 @@ def judged(ti, sigma, repeats):
     return *(100 * float(torch.cat(e).median()) for e in (errors, fits)), float(torch.cat(hits).float().mean())
 
 
+@pytest.mark.parametrize(("name", "most"), [("rim-t1", 0.6), ("resnet-t1", 0.65)])
+def test_both_networks_of_t1_beat_maximum_likelihood(name, most):
+    """SNR 5, told the true B, whose error is the same for all of them."""
+    config = GeneratorConfig.model_validate(DATA | {"model": {"kind": "inversion_recovery", "ti": list(OTHER)}})
+    truth = make_truth(config, 0)
+    inside = truth.labels > 0
+    images = truth.signal.abs() + 0.13 * torch.randn(truth.signal.shape, generator=torch.Generator().manual_seed(3))
+    known = {"B": truth.kappa[1][inside][0]}
+    found = trainers.load(name, config.signal_model)(images, 0.13, inside, known)
+    fit = build_estimator("shared-b", config.signal_model)(images, 0.13, inside, known)
+    away, far = ((each.kappa[2] / truth.kappa[2] - 1)[inside].abs().median() for each in (found, fit))
+    assert away < most * far
+
+
+@pytest.mark.parametrize(("sigma", "most"), [(0.13, 0.5), (0.0217, 0.85)])
+@pytest.mark.parametrize("noise", ["rician", "gaussian"])
+def test_t2_under_both_noises(noise, sigma, most):
+    """SNR 5 and 30 at times of no training, against the fit of that noise; most intervals hold the truth."""
+    te = (0.012, 0.025, 0.047, 0.07, 0.11, 0.18, 0.3)
+    config = GeneratorConfig.model_validate(DATA | {"model": {"kind": "t2_prep", "te_prep": list(te)}})
+    truth = make_truth(config, 1)
+    inside = truth.labels > 0
+    normals = sigma * torch.randn(2, *truth.signal.shape, generator=torch.Generator().manual_seed(4))
+    images = truth.signal + normals[0]
+    if noise == "rician":
+        images = torch.hypot(images, normals[1])
+    found = trainers.load("rim-t2", T2Prep(te_prep=te), noise=noise)
+    estimate = found(images, sigma, inside)
+    fit = build_estimator("rician" if noise == "rician" else "least-squares", T2Prep(te_prep=te))
+    t2 = truth.kappa[1]
+    away, far = ((each.kappa[1] / t2 - 1)[inside].abs().median() for each in (estimate, fit(images, sigma, inside)))
+    assert away < most * far
+    low, high = found.quantiles(images, (0.025, 0.975), sigma, inside)
+    assert 0.9 < float(((low <= t2) & (t2 <= high))[inside].float().mean()) < 0.995
+
+
 @pytest.mark.parametrize(
     ("ti", "sigma", "most", "repeats"),
     [(TI, 0.13, 0.6, 3), (OTHER, 0.13, 0.6, 2), (TI, 0.065, 0.85, 2), (TI, 0.0065, 1.02, 1)],
@@ -98,12 +134,16 @@ def test_what_is_asked_of_it_wrongly():
         trainers.load("rim-t1", contrast=0.5)
     with pytest.raises(InputError, match="trained on"):
         trainers.load("rim-t1", T2Prep(te_prep=(0.01, 0.05)))
-    with pytest.raises(InputError, match="noise: wanted gaussian or rician"):
-        trainers.load("rim-t1", noise="chi")
     with pytest.raises(InputError, match="noise: Rician noise is that of magnitudes"):
         trainers.load("rim-t1", InversionRecovery(ti=TI, signed=True), noise="rician")
     with pytest.raises(InputError, match=r"rim-t9: neither .* \(those are: .*rim-t1"):
         trainers.load("rim-t9")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_noise_that_does_not_exist():
+    with pytest.raises(InputError, match="noise: wanted gaussian or rician"):
+        trainers.load("rim-t1", noise="chi")
 
 
 def test_contrast_is_only_of_this_kind(tiny_rim):

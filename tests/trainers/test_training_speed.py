@@ -11,7 +11,7 @@ from qsim.signals import InversionRecovery
 from qsim.signals.decays import T2Prep
 from trainers import mixture_estimator
 from trainers.networks.mixture.likelihood import bessel_ratio
-from trainers.networks.mixture.parts import PlainConv
+from trainers.networks.mixture.parts import SafeConv
 from trainers.networks.mixture.residual import ResidualMixtureNetwork
 
 TI = (0.15, 0.3, 0.5, 0.9, 1.4, 2.0)
@@ -35,7 +35,7 @@ def test_bessel_ratio_against_scipy():
 def test_the_layout_of_a_convolution_changes_nothing(channels):
     """Channels that are no multiple of 16 are those whose gradients were no number."""
     g = torch.Generator().manual_seed(0)
-    conv = PlainConv(channels, channels, 3, padding=2, dilation=2)
+    conv = SafeConv(channels, channels, 3, padding=2, dilation=2)
     x = torch.randn(2, channels, 14, 11, generator=g)
     outer = torch.randn(2, channels, 14, 11, generator=g)
     with torch.autocast("cpu", torch.bfloat16):

@@ -34,7 +34,7 @@ from qsim.values import value
 from trainers.networks.blocks import ConvGRU, kaiming
 from trainers.networks.mixture.families import times_of
 from trainers.networks.mixture.likelihood import VoxelLikelihood
-from trainers.networks.mixture.parts import WITHIN, PlainConv, alike, box, log_sd, squash
+from trainers.networks.mixture.parts import WITHIN, SafeConv, alike, box, log_sd, squash
 from trainers.networks.mixture.posterior import Mixture, posterior
 from trainers.networks.mixture.start import LEAST_INFORMATION, Start, start
 
@@ -105,13 +105,13 @@ class LocalMixture(nn.Module):
         super().__init__()
         self.spec = spec
         f, c = spec.features, spec.classes
-        self.into = PlainConv(_INPUTS, f, 3, padding=1)
+        self.into = SafeConv(_INPUTS, f, 3, padding=1)
         self.first = ConvGRU(f, 1, "zeros")
-        self.wide = nn.ModuleList(PlainConv(f, f, 3, padding=dilation, dilation=dilation) for dilation in (2, 4))
+        self.wide = nn.ModuleList(SafeConv(f, f, 3, padding=dilation, dilation=dilation) for dilation in (2, 4))
         self.second = ConvGRU(f, 1, "zeros")
         # of each class: membership, weight, width, shift; own: weight, width, shift; gate; alike and EB: see `_prior`
         self.sizes = (c, 1, c + 2, c + 1, c + 1, 3)
-        self.out = PlainConv(f, sum(self.sizes), 1)
+        self.out = SafeConv(f, sum(self.sizes), 1)
         kaiming(self, generator)
         with torch.no_grad():
             # training starts near empirical Bayes

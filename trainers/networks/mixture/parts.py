@@ -11,16 +11,15 @@ from trainers.networks.mixture.start import Start
 WITHIN = 0.05
 
 
-class PlainConv(nn.Conv2d):
-    """A convolution that keeps the channels of a voxel together in memory (channels-last) where that is safe.
+class SafeConv(nn.Conv2d):
+    """A convolution that keeps the channels of a voxel together in memory (channels-last), unless it is dilated.
 
-    Dilated bf16 convolutions in that layout, of channels that are no multiple of 16, gave gradients that are no number,
-    or ended in a memory error (torch 2.13 on CPU); these are in the plain layout.
+    Dilated bf16 convolutions in that layout gave gradients that are no number, or ended in a memory error, for many
+    numbers of channels (torch 2.13 on CPU).
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the name of torch
-        whole = self.in_channels % 16 == 0 and self.out_channels % 16 == 0
-        layout = torch.channels_last if whole or self.dilation == (1, 1) else torch.contiguous_format
+        layout = torch.channels_last if self.dilation == (1, 1) else torch.contiguous_format
         return functional.conv2d(
             input.contiguous(memory_format=layout),
             self.weight.contiguous(memory_format=layout),

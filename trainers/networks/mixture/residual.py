@@ -28,7 +28,7 @@ from qsim.values import value
 from trainers.networks.blocks import ChannelNorm, kaiming
 from trainers.networks.mixture.families import times_of
 from trainers.networks.mixture.likelihood import VoxelLikelihood
-from trainers.networks.mixture.parts import WITHIN, PlainConv, alike, log_sd, squash
+from trainers.networks.mixture.parts import WITHIN, SafeConv, alike, log_sd, squash
 from trainers.networks.mixture.start import Start, start
 
 _INPUTS = 12
@@ -87,8 +87,8 @@ class _Block(nn.Module):
     def __init__(self, features: int, dilation: int) -> None:
         super().__init__()
         self.norm = ChannelNorm(features)
-        self.wide = PlainConv(features, features, 3, padding=dilation, dilation=dilation)
-        self.near = PlainConv(features, features, 3, padding=1)
+        self.wide = SafeConv(features, features, 3, padding=dilation, dilation=dilation)
+        self.near = SafeConv(features, features, 3, padding=1)
         self.gain = nn.Parameter(torch.zeros(1))
 
     def forward(self, h: Float[Tensor, "b f y x"]) -> Float[Tensor, "b f y x"]:
@@ -103,10 +103,10 @@ class ResidualMixture(nn.Module):
         super().__init__()
         self.spec = spec
         f = spec.features
-        self.stem = PlainConv(_INPUTS, f, 3, padding=1)
+        self.stem = SafeConv(_INPUTS, f, 3, padding=1)
         self.blocks = nn.ModuleList(_Block(f, dilation) for dilation in spec.dilations)
         self.norm = ChannelNorm(f)
-        self.head = PlainConv(f, 2 * _NORMALS + 1, 1)
+        self.head = SafeConv(f, 2 * _NORMALS + 1, 1)
         kaiming(self, generator)
         nn.init.zeros_(self.head.weight)
 
