@@ -195,7 +195,9 @@ def noise_ratio(study: Study) -> str:
         for snr in study.snrs:
             own = study.value(who, "pure", what, snr, "rmse_median")
             theirs = [study.value(o, "pure", what, snr, "rmse_median") for o in opponents]
-            cells.append(" / ".join(f"{own / other:.2f}" if other else "-" for other in theirs))
+            cells.append(
+                " / ".join("-" if not other or isnan(own / other) else f"{own / other:.2f}" for other in theirs)
+            )
         lines.append([shown(who), *cells])
     text = f"Median RMSE of {what} over that of {' / '.join(opponents)}; under 1 is better."
     return text + "\n\n" + table(["SNR (sigma)", *(at_snr(study, snr) for snr in study.snrs)], lines)
@@ -232,7 +234,8 @@ def blurriness(study: Study) -> str:
                     study.value(who, where, what, snr, m)
                     for m in ("relative_bias_E1", "relative_bias_E2", "contrast_recovery", "significant_rate")
                 )
-                said = f"{figure(before, sign=True)} → {figure(after, sign=True)}, **{100 * kept:.0f}**"
+                left = "-" if isnan(kept) else f"{100 * kept:.0f}"
+                said = f"{figure(before, sign=True)} → {figure(after, sign=True)}, **{left}**"
                 cells.append(said if isnan(rate) else f"{said}, {rate:.0f}")
             lines.append([shown(who), *cells])
         texts.append(f"SNR {at_snr(study, snr)}\n\n" + table(["", *places], lines))
@@ -251,7 +254,8 @@ def phantom(study: Study) -> str:
         cells = []
         for snr in study.snrs or [nan]:
             bias, signed, cv, rmse, slope = (study.value(who, "covered", study.parameter, snr, m) for m in metrics)
-            cells.append(f"**{figure(bias)}** ({figure(signed, sign=True)}), {figure(cv)}, {figure(rmse)}, {slope:.3f}")
+            last = "-" if isnan(slope) else f"{slope:.3f}"
+            cells.append(f"**{figure(bias)}** ({figure(signed, sign=True)}), {figure(cv)}, {figure(rmse)}, {last}")
         lines.append([shown(who), *cells])
     text = (
         f"{study.parameter}, means over the covered spheres [%]: **size of the bias** (its signed mean), CV over "
@@ -327,17 +331,18 @@ def retest(study: Study) -> str:
     return f"{what} of all voxels; reference: {reference}.\n\n" + "\n\n".join(texts)
 
 
-KINDS: dict[str, Callable[[Study], str]] = {
-    "rmse": noise_rmse,
-    "tissues": noise_tissues,
-    "slope": noise_slope,
-    "ratio": noise_ratio,
-    "others": noise_others,
-    "blurriness": blurriness,
-    "phantom": phantom,
-    "generalisation": generalisation,
-    "run_time": run_time,
-    "retest": retest,
+# of each kind of table: the kind of study that it is of
+KINDS: dict[str, tuple[str, Callable[[Study], str]]] = {
+    "rmse": ("noise", noise_rmse),
+    "tissues": ("noise", noise_tissues),
+    "slope": ("noise", noise_slope),
+    "ratio": ("noise", noise_ratio),
+    "others": ("noise", noise_others),
+    "blurriness": ("blurriness", blurriness),
+    "phantom": ("phantom", phantom),
+    "generalisation": ("generalisation", generalisation),
+    "run_time": ("run_time", run_time),
+    "retest": ("test_retest", retest),
 }
 REFERENCE = "least-squares"
 
@@ -400,10 +405,16 @@ def filled(page: str, studies: Path) -> tuple[str, list[str]]:
     def one(match: re.Match[str]) -> str:
         head, name, kind, end = match.group(1), match.group(2), match.group(3), match.group(4)
         text = _table_of(studies, name, kind)
-        said.append(f"{name} {kind}: " + ("not run, left as it is" if text is None else "filled"))
+        said.append(f"{name} {kind}: " + (f"{_missing(studies / name)}, left as it is" if text is None else "filled"))
         return match.group(0) if text is None else f"{head}{text}\n{end}"
 
     return MARK.sub(one, page), said
+
+
+def _missing(folder: Path) -> str:
+    """Why there is no table."""
+    maps = folder.is_dir() and any(folder.rglob("*_T[12]map.nii.gz"))
+    return f"maps, but none of {REFERENCE} to compare them with" if maps else "not run"
 
 
 def _table_of(studies: Path, name: str, kind: str) -> str | None:
@@ -412,7 +423,25 @@ def _table_of(studies: Path, name: str, kind: str) -> str | None:
     if kind not in KINDS:
         raise InputError(f"{kind}: no such kind of table, wanted {', '.join((*KINDS, 'agreement'))}")
     study = next(_finished(studies, name), None)
-    return None if study is None else f"{study.size} {KINDS[kind](study)}"
+    if study is None:
+        return None
+    wanted, made = KINDS[kind]
+    _check(study, studies / study.name, wanted)
+    return f"{study.size} {made(study)}"
+
+
+def _check(study: Study, folder: Path, wanted: str) -> None:
+    """Raises: InputError if the study is of another kind, or of another relaxation time than its name says."""
+    found = study.config.get("kind")
+    if found != wanted:
+        raise InputError(f"{folder}: holds a study of kind {found}, wanted {wanted}; give each study its own folder")
+    times = re.findall(r"_(t[12])(?=_|$)", study.name)
+    rows = {row.parameter for row in study.rows}
+    if times and times[0].upper() not in rows:
+        held = ", ".join(sorted(rows & set(RELAXATION_TIMES))) or "no relaxation time"
+        raise InputError(
+            f"{folder}: holds figures of {held}, wanted {times[0].upper()}; give each study its own folder"
+        )
 
 
 def _finished(studies: Path, name: str) -> Iterator[Study]:
@@ -431,7 +460,10 @@ def main() -> None:
     given = parser.parse_args()
     if not given.studies.is_dir():
         raise SystemExit(f"{given.studies}: no such folder; run the studies first (configs/sabidussi2021/README.md)")
-    text, said = filled(given.page.read_text(encoding="utf-8"), given.studies)
+    try:
+        text, said = filled(given.page.read_text(encoding="utf-8"), given.studies)
+    except InputError as error:
+        raise SystemExit(str(error)) from None
     (given.out or given.page).write_text(text, encoding="utf-8")
     print("\n".join(said))
 

@@ -47,7 +47,7 @@ def row(estimator, metric, value, draw=ALL):
     return Row("noise", estimator, "pure", "T1", 30.0, 0.0217, draw, metric, value, nan, nan, 900)
 
 
-def finished(folder, rmse, complete=True, draws=6):
+def finished(folder, rmse, complete=True, draws=6, kind="noise"):
     """A study of one method at one SNR; what a single draw says is not what all say."""
     folder.mkdir(parents=True)
     rows = [
@@ -58,7 +58,7 @@ def finished(folder, rmse, complete=True, draws=6):
         row("tissue-mean", "rmse_median", 12.4),
     ]
     (folder / "results.csv").write_text(csv_text(rows))
-    about = {"complete": complete, "config": {"draws": draws, "repeats": 20, "crop": [64, 64]}}
+    about = {"complete": complete, "config": {"kind": kind, "draws": draws, "repeats": 20, "crop": [64, 64]}}
     (folder / "provenance.json").write_text(json.dumps(about))
 
 
@@ -116,6 +116,43 @@ def test_nothing_is_refused_in_silence(script, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script", str(tmp_path / "none")])
     with pytest.raises(SystemExit, match="no such folder; run the studies first"):
         script.main()
+
+
+def test_a_study_in_the_folder_of_another_is_refused_in_one_line(script, tmp_path, monkeypatch):
+    finished(tmp_path / "phantom_t1_small", 1.26)
+    finished(tmp_path / "noise_t2_small", 1.26)
+    page = tmp_path / "page.md"
+    for name, kind, said in (
+        ("phantom_t1", "phantom", "holds a study of kind noise, wanted phantom"),
+        ("noise_t2", "rmse", "holds figures of T1, wanted T2"),
+    ):
+        page.write_text(f"<!-- table: {name} {kind} -->\nold\n<!-- end -->\n")
+        before = page.read_text()
+        monkeypatch.setattr(sys, "argv", ["script", str(tmp_path), "--page", str(page)])
+        with pytest.raises(SystemExit) as refused:
+            script.main()
+        assert str(refused.value) == f"{tmp_path / f'{name}_small'}: {said}; give each study its own folder"
+        assert page.read_text() == before
+
+
+def test_what_a_study_does_not_have_is_a_dash(script, tmp_path):
+    finished(tmp_path / "phantom_t1", 1.26, kind="phantom")
+    page = "<!-- table: phantom_t1 phantom -->\n<!-- end -->\n"
+    text, _ = script.filled(page, tmp_path)
+    assert "| shared-b | **-** (-), -, -, - |" in text
+    finished(tmp_path / "noise_t1", 1.26)
+    text, _ = script.filled("<!-- table: noise_t1 ratio -->\n<!-- end -->\n", tmp_path)
+    assert "| shared-b | 1.00 |" in text
+    assert "nan" not in text
+
+
+def test_maps_without_that_of_the_fit_are_said_to_be_there(script, tmp_path):
+    folder = tmp_path / "maps_head" / "rim-t1" / "sub-01" / "anat"
+    folder.mkdir(parents=True)
+    (folder / "sub-01_T1map.nii.gz").write_bytes(b"")
+    text, said = script.filled(PAGE, tmp_path)
+    assert text == PAGE
+    assert said[2] == "maps_head agreement: maps, but none of least-squares to compare them with, left as it is"
 
 
 def test_agreement_of_maps(script, tmp_path):

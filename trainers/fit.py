@@ -86,17 +86,27 @@ def open_source(config: TrainConfig) -> Source:
     return open_store(PatchStore(data.store), data.memory_gb)
 
 
-def _initial(config: TrainConfig) -> Path | None:
-    """File of the weights to begin with.
+def _begin(net: nn.Module, config: TrainConfig) -> None:
+    """Give a network the weights that the config begins with.
 
-    Raises: InputError if there is none.
+    Raises: InputError if there are none, or they are those of another network.
     """
     if config.initial is None:
-        return None
+        return
     try:
-        return find_network(config.initial)
+        path = find_network(config.initial)
+        tensors, header = load_tensors(path)
     except InputError as error:
         raise InputError(f"initial: {error}") from None
+    theirs, ours = header["config"]["network"], config.model_dump(mode="json")["network"]
+    try:
+        restore_weights(net, tensors, path)
+    except InputError:
+        differ = ", ".join(f"{key} {theirs.get(key)}" for key in theirs if theirs.get(key) != ours.get(key))
+        raise InputError(
+            f"initial: {config.initial} is another network ({differ or 'of other rows'}); "
+            "take that network in the config too, or leave initial out"
+        ) from None
 
 
 def describe(config: TrainConfig, task: Task, source: Source, precision: str) -> dict[str, Any]:
@@ -159,15 +169,14 @@ def fit(
     data = source.config
     task = supervised(config.mapping_task, config.mapping_network, data.signal_model, config.targets, data.noise.kind)
     task.variety.check(data.signal_model, data.store)
-    begun = _initial(config)
+    generator = torch.Generator().manual_seed(int(Streams(config.seed, 0).rng("weights").integers(2**63)))
+    plain = config.mapping_network.build(task.model, task.parameters, generator)
+    if not (resume and (out / STATE).is_file()):
+        _begin(plain, config)
     if fabric.is_global_zero:
         claim(out, config, resume)
     fabric.barrier()
 
-    generator = torch.Generator().manual_seed(int(Streams(config.seed, 0).rng("weights").integers(2**63)))
-    plain = config.mapping_network.build(task.model, task.parameters, generator)
-    if begun is not None:
-        restore_weights(plain, load_tensors(begun)[0], begun)
     plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.Adam(plain.parameters(), lr=config.lr)
     net, wrapped = fabric.setup(plain, optimiser)

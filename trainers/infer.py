@@ -13,6 +13,7 @@ from generators.config import GeneratorConfig
 from qsim.errors import InputError
 from qsim.signals import InversionRecovery
 from qsim.signals.base import SignalModel
+from qsim.signals.decays import MonoExponential
 from trainers.checkpoint import MODEL, STATE, load_tensors, restore_weights
 from trainers.config import TrainConfig
 from trainers.mixture_estimator import MixtureEstimator
@@ -79,11 +80,17 @@ def load_estimator(
             f"{path}: a {network.kind} maps only the protocol it was trained on ({_protocol(trained)}), "
             f"not {_protocol(model)}; train one for it, or use a RIM"
         )
-    # a mixture network sees no signal, only what the likelihood makes of it
-    loose = ("signed",) if isinstance(network, MixtureNetwork) else ()
+    # a mixture network sees no signal, only what the likelihood makes of it: every decay is one to it
+    loose: tuple[str, ...] = ("signed",) if isinstance(network, MixtureNetwork) else ()
+    if loose and isinstance(model, MonoExponential) and isinstance(trained, MonoExponential):
+        loose = ("signed", "kind")
     if _without_times(model, loose) != _without_times(trained, loose):
-        raise InputError(f"{path}: was trained on {_protocol(trained)}, not on {_protocol(model)}")
-    task = supervised(config.mapping_task, network, model, tuple(header["targets"]), generator.noise.kind)
+        raise InputError(
+            f"{path}: was trained on {_protocol(trained)}, not on {_protocol(model)}; take a network of that signal"
+        )
+    # another decay than that of the training has rows of other names
+    targets = tuple(header["targets"]) if "kind" not in loose or type(model) is type(trained) else ()
+    task = supervised(config.mapping_task, network, model, targets, generator.noise.kind)
     net = network.build(model, task.parameters, torch.Generator().manual_seed(0))
     restore_weights(net, tensors, path)
     place = torch.device(device)
@@ -93,7 +100,8 @@ def load_estimator(
     predictor = task.predictor(net)
     for name, option in (("contrast", contrast), ("noise", noise)):
         if option is not None and not isinstance(predictor, MixtureEstimator):
-            raise InputError(f"{name}: a {network.kind} has no such option, a mixture network has")
+            has = "a local_mixture has" if name == "contrast" else "local_mixture and residual_mixture have"
+            raise InputError(f"{name}: a {network.kind} has no such option, {has}")
     if noise is not None:
         if noise not in ("gaussian", "rician"):
             raise InputError(f"noise: wanted gaussian or rician, got {noise!r}")
@@ -105,8 +113,8 @@ def load_estimator(
         assert isinstance(predictor, MixtureEstimator)
         if not isinstance(network, LocalMixtureNetwork):
             raise InputError(f"contrast: a {network.kind} has none, a local_mixture has")
-        if not (isfinite(contrast) and contrast >= 1):
-            raise InputError(f"contrast: must be at least 1, got {contrast:g}")
+        if not (isinstance(contrast, int | float) and isfinite(contrast) and contrast >= 1):
+            raise InputError(f"contrast: must be at least 1, got {contrast}")
         predictor = replace(predictor, contrast=contrast)
     low, high = header["images_scale"]
     return replace(

@@ -10,7 +10,7 @@ B moves T1 as freely as in a fit (du/dB of `likelihood`), which is an upper boun
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate, Status, check_series, computable
 from qsim.estimators.shared_b import SharedB
+from qsim.parameters import B
 from qsim.signals import InversionRecovery
 from trainers.network_estimator import NetworkEstimator, nothing
-from trainers.networks.mixture.families import likelihood_of
+from trainers.networks.mixture.families import family_of, likelihood_of
 from trainers.networks.mixture.posterior import Mixture
 from trainers.protocols import Protocols
 
@@ -29,6 +30,8 @@ from trainers.protocols import Protocols
 _VOXELS = 1 << 18
 # SD of B above which the series says nothing about it: a quarter of its range, as in shared-b [1]
 _UNKNOWN = 0.75
+# a time this much above the shortest of the grid is marked as on a bound
+_AT_END = 1.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,9 @@ class _Solved:
 class MixtureEstimator(NetworkEstimator):
     """A mixture network as an `Estimator`, with the variance and covariance of its posterior.
 
-    Voxels outside the mask count for nothing, neither in B nor as neighbours. The images may be in any unit.
+    Voxels outside the mask count for nothing, neither in B nor as neighbours. The images may be in any unit (numbers
+    between 1e-18 and 1e18). A relaxation time at the short end of the grid, .08 s for T1 and 4 ms for decays, is marked
+    AT_BOUND: what is shorter comes to lie there.
 
     Attributes:
         contrast: as in the network's config.
@@ -87,13 +92,20 @@ class MixtureEstimator(NetworkEstimator):
         valid = self._valid(images, mask, known)
         rows = [i for i, p in enumerate(self.answers) if p.name in self.targets]
         if not valid.any():
-            return nothing(len(rows), images)
+            empty = nothing(len(rows), images)
+            shape = (len(rows), len(rows), *images.shape[1:])
+            return replace(
+                empty, variances={"noise": empty.kappa.clone()}, covariance=images.new_full(shape, torch.nan)
+            )
         solved, variance = self._solve(images, sigma, valid, known, ())
         kappa, covariance = solved.kappa[:, rows].movedim(1, 0), solved.covariance.movedim(0, 2)
         space = images.shape[1:]
         kappa = kappa.reshape(-1, *space)
         covariance = covariance[rows][:, rows].reshape(len(rows), len(rows), *space)
         status = self._status(kappa, valid)
+        # what is shorter than the grid comes to lie at its end, or just beyond
+        short = (solved.kappa[:, -1].reshape(space) < _AT_END * family_of(self.model).shortest) & (status == Status.OK)
+        status = torch.where(short, int(Status.AT_BOUND), status).to(torch.uint8)
         if variance > _UNKNOWN**2:
             status = torch.where(valid, int(Status.NOT_CONVERGED), status).to(torch.uint8)
         covariance = torch.where(valid, covariance, torch.nan).to(images.dtype)
@@ -112,9 +124,9 @@ class MixtureEstimator(NetworkEstimator):
         mask: Bool[Tensor, "*space"] | None = None,
         known: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, "k *space"]:
-        """Quantiles of the relaxation time: of the posterior, their distance to the mean widened by the error of B.
+        """Quantiles of the relaxation time: of the posterior, each class widened by the error of B.
 
-            x + sign sqrt((q - x)^2 + (z du/dB)^2 var B),   z: normal quantile of the level
+            sum_m r_m N(p_m, v_m + (du/dB)^2 var B)
 
         Args:
             levels: between 0 and 1, as (.025, .975).
@@ -148,6 +160,10 @@ class MixtureEstimator(NetworkEstimator):
             raise InputError(f"known: {', '.join(known)}: {self.name} can be told {can}")
         if known and torch.as_tensor(known["B"]).unique().numel() > 1:
             raise InputError(f"known: {self.name} takes one number for B, not a map")
+        if mask is not None and mask.shape != images.shape[1:]:
+            raise InputError(
+                f"mask: has shape {tuple(mask.shape)}, the images {tuple(images.shape[1:])}; give one value per voxel"
+            )
         valid = computable(images, mask)
         return valid & (images >= 0).all(0) if self.rician else valid
 
@@ -200,7 +216,10 @@ class MixtureEstimator(NetworkEstimator):
         level = float(noise) if noise.numel() == 1 else noise.reshape(valid.shape)
         pooled = SharedB(self.model, covariance=True)(series, level, valid, known)
         first = valid.flatten().nonzero()[0, 0]
-        return float(pooled.kappa[1].flatten()[first]), float(pooled.variances["noise"][1].flatten()[first])
+        # B lies between its bounds: no variance is larger than that of two values at the ends
+        most = ((B.upper - B.lower) / 2) ** 2
+        stated = float(pooled.variances["noise"][1].flatten()[first])
+        return float(pooled.kappa[1].flatten()[first]), stated if stated < most else most
 
     def _posterior(
         self,
@@ -234,11 +253,9 @@ class MixtureEstimator(NetworkEstimator):
                 of_b = torch.stack((amplitude, torch.ones_like(x), t * by_b), 1)
                 covariance += of_b[:, :, None] * of_b[:, None] * variance
             covariance[:, 0, 0] += slopes.amplitude_variance * sigma.square()
+            wide = Mixture(mixture.share, mixture.mean, mixture.variance + (by_b.square() * variance)[:, None])
             ends = [x.new_zeros(len(x), 0, *x.shape[1:])]
-            for level in levels:
-                away = mixture.quantile(level) - x
-                shift = torch.special.ndtri(x.new_tensor(level)) * by_b * variance**0.5
-                ends.append((x + torch.sign(away) * (away.square() + shift.square()).sqrt()).exp()[:, None])
+            ends += [wide.quantile(level).exp()[:, None] for level in levels]
             kappa = torch.stack(rows, 1)
         return _Solved(kappa.to(home), covariance.to(home), torch.cat(ends, 1).to(home))
 

@@ -11,7 +11,7 @@
 
 Of a recovery the network is told the true B with a normal error of `jitter` sigma, as what is pooled in use has one.
 `scene` further voxels of every sample, with its maps and noise of their own, count in the histogram of the start: an
-image shows more voxels of its tissues than a patch.
+image shows more voxels of its tissues than a patch. Both are drawn by the position in the training alone.
 """
 
 from collections.abc import Mapping
@@ -215,7 +215,7 @@ class MixtureLearning:
 
     def predictor(self, net: nn.Module) -> MixtureEstimator:
         return MixtureEstimator(
-            name=self.spec.kind,
+            name=self.network.kind,
             net=net,
             model=self.model,
             answers=self.parameters,

@@ -173,7 +173,13 @@ class NetworkEstimator:
             raise InputError("sigma: must be finite and positive everywhere")
         if level.ndim == 0:
             return level.reshape(1, 1, 1)
-        return level.expand(series.shape[1:]).reshape(-1, *series.shape[-2:])
+        try:
+            return level.expand(series.shape[1:]).reshape(-1, *series.shape[-2:])
+        except RuntimeError:
+            raise InputError(
+                f"sigma: has shape {tuple(level.shape)}, the images {tuple(series.shape[1:])}; "
+                "give one number, or a map of that shape"
+            ) from None
 
     def _check_scale(self, series: Float[Tensor, "n *space"], valid: Bool[Tensor, "*space"]) -> None:
         if self.scale is None:

@@ -4,6 +4,7 @@ All are drawn on maps (`store: maps`), each from a stream of the sample's positi
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import log
 from typing import Annotated
 
@@ -21,8 +22,19 @@ from qsim.signals.base import SignalModel
 from qsim.values import value
 from trainers.protocols import Protocols, times_field
 
+# longer than any relaxation time of tissue or water [s]
+_LONGEST = 10.0
+
 Positive = Annotated[float, Field(gt=0)]
 Part = Annotated[float, Field(gt=0, le=1)]
+
+
+def _seconds(name: str, longest: float) -> None:
+    """Raises: ValueError if a relaxation time is so long that it must be in milliseconds."""
+    if longest > _LONGEST:
+        raise ValueError(
+            f"{name}: longest must be in seconds, got {longest:g}; divide by 1000 if these are milliseconds"
+        )
 
 
 @value
@@ -41,6 +53,7 @@ class Recolour:
     longest: Positive
 
     def __post_init__(self) -> None:
+        _seconds("recolour", self.longest)
         if not self.shortest < self.longest:
             raise ValueError(f"recolour: shortest must be below longest, got {self.shortest:g} and {self.longest:g} s")
 
@@ -64,9 +77,9 @@ class Lesions:
     """Small structures of another relaxation time: without them a network learns to smooth small things away.
 
     Points (a quarter), lines of one voxel's width and 3 to 8 voxels, rectangles of 2 to 7, ellipses of semi-axes 1.2 to
-    `radius` voxels, cut off where the object ends. Their relaxation time is that of the voxel times 1.2 to `brighter`
-    (two of five), times `darker` to .85 (one of five), or one for all of them, log-uniform from `shortest` to
-    `longest`.
+    `radius` voxels (one may fill a small patch), cut off where the object ends. Their relaxation time is that of the
+    voxel times 1.2 to `brighter` (two of five), times `darker` to .85 (one of five), or one for all of them,
+    log-uniform from `shortest` to `longest`.
 
     Attributes:
         share: of the samples that have any [1].
@@ -87,6 +100,7 @@ class Lesions:
     weight: Positive = 10.0
 
     def __post_init__(self) -> None:
+        _seconds("lesions", self.longest)
         if not self.shortest < self.longest:
             raise ValueError(f"lesions: shortest must be below longest, got {self.shortest:g} and {self.longest:g} s")
 
@@ -152,14 +166,22 @@ class Variety:
             if store != "maps":
                 raise InputError(f"task.{name}: the data hold images already; set store: maps in their config")
             if name == "protocols":
-                try:
-                    times_field(model)
-                except InputError as error:
-                    raise InputError(f"task.{error}") from None
+                self._check_times(model)
             elif len(_relaxation_rows(model)) != 1:
                 raise InputError(
                     f"task.{name}: needs a model of one relaxation time, which {type(model).__name__} is not"
                 )
+
+    def _check_times(self, model: SignalModel) -> None:
+        assert self.protocols is not None
+        try:
+            name = times_field(model)
+        except InputError as error:
+            raise InputError(f"task.{error}") from None
+        try:
+            replace(model, **{name: (self.protocols.first, self.protocols.last)})  # type: ignore[type-var]
+        except ValueError as error:
+            raise InputError(f"task.protocols.last: {error}") from None
 
     def maps(
         self,

@@ -10,7 +10,7 @@ import trainers
 from qsim.errors import InputError
 from qsim.estimators.base import Status
 from qsim.information import fisher_information
-from qsim.signals import SpinEcho, T2Prep
+from qsim.signals import InversionRecovery, SpinEcho, T2Prep
 from tests.conftest import DISCS
 from trainers.config import TrainConfig
 from trainers.fit import fit
@@ -102,8 +102,11 @@ def test_other_times(run):
     kappa, images = magnitudes(0.005, model=model)
     found = trainers.load(run, model)(images, 0.005)
     assert float((found.kappa[1] / kappa[1] - 1).abs().median()) < 0.02
+    # an echo decays as a preparation does
+    again = trainers.load(run, SpinEcho(te=model.te_prep))(images, 0.005)
+    assert torch.equal(again.kappa, found.kappa)
     with pytest.raises(InputError, match="was trained on"):
-        trainers.load(run, SpinEcho(te=TE))
+        trainers.load(run, InversionRecovery(ti=TE))
 
 
 def test_a_negative_magnitude_is_not_computed(run):

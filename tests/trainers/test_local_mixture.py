@@ -532,3 +532,36 @@ def test_a_series_that_says_nothing_about_b_is_not_converged(shipped):
     kappa, _ = scene(0.0, shape=(1, 12, 12))
     images = late(kappa[:, 0]) + 0.2 * torch.randn(8, 12, 12, generator=generator(2))
     assert (trainers.load("rim-t1", late)(images, 0.2).status == int(Status.NOT_CONVERGED)).all()
+
+
+def test_weights_of_another_network_are_refused_before_a_folder_is_made(tmp_path):
+    with pytest.raises(InputError, match=r"initial: rim-t1 is another network \(.*features 32.*\); take that network"):
+        train(config(initial="rim-t1"), tmp_path / "run")
+    with pytest.raises(InputError, match=r"initial: .*rim-t9"):
+        train(config(initial="rim-t9"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_begins_with_the_weights_it_is_given(tmp_path):
+    """At a rate of nearly 0 they are still there after an update."""
+    first = train(config(), tmp_path / "first")
+    second = train(config(initial=str(tmp_path / "first"), iterations=1, lr=1e-9, seed=9), tmp_path / "second")
+    one, two = load_file(first), load_file(second)
+    assert all(torch.allclose(one[name], two[name], atol=1e-7) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [({"protocols": {"first": 139.0, "last": 937.0}}, r"task.protocols.last: ti must be in seconds")],
+)
+def test_milliseconds_in_the_task_are_refused(tmp_path, task, message):
+    with pytest.raises(InputError, match=message):
+        train(config(task=task), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["recolour", "lesions"])
+def test_milliseconds_of_relaxation_times_are_refused(name):
+    spec = {"shortest": 200.0, "longest": 4200.0} | ({"share": 0.5} if name == "recolour" else {})
+    with pytest.raises(ValidationError, match=f"{name}: longest must be in seconds, got 4200"):
+        config(task={name: spec})

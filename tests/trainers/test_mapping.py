@@ -14,6 +14,7 @@ import torch
 
 from phantoms.files.map_files import read_map
 from phantoms.series.base import Series
+from phantoms.series.motion import Movement
 from qsim.errors import InputError
 from qsim.estimators import Estimate, Status
 from qsim.information import crb
@@ -21,6 +22,7 @@ from qsim.signals import GradientEcho, InversionRecovery, SpinEcho, T2Prep, Vari
 from tests.phantoms.test_derivatives import AFFINE, validate
 from tests.phantoms.test_registration import brain
 from trainers import cli
+from trainers.mapping import motion
 from trainers.mapping.inputs import MapJob, foreground
 from trainers.mapping.series import map_series
 
@@ -628,6 +630,20 @@ def test_motion_is_told_and_registration_takes_it_away(tmp_path, drawn):
     assert wrong(flagged, "moved") > 3 * wrong(still, "still")
     assert wrong(back, "back") < 1.1 * wrong(still, "still")
     assert validate(tmp_path / "back") == []
+
+
+@pytest.mark.parametrize(
+    ("unknown", "said"),
+    [
+        ((1,), "motion: image 2 (of 1 to 6) shows too little to tell whether it has moved"),
+        ((1, 3), "motion: images 2 and 4 (of 1 to 6) show too little to tell whether they have moved"),
+    ],
+)
+def test_one_image_shows_and_two_show(unknown, said, monkeypatch):
+    error = tuple(np.inf if i in unknown else 0.1 for i in range(len(TE)))
+    found = Movement(0, tuple(0.0 for _ in TE), error, 0.91)
+    monkeypatch.setattr(motion, "movement", lambda *_: found)
+    assert motion.steadied(decay(), range(3), wanted=False).notes == (said,)
 
 
 def test_another_decay_of_one_subject_gets_a_name_of_its_own(tmp_path, drawn):

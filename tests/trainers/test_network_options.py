@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -218,7 +219,7 @@ def test_options_reach_the_network_and_the_sidecar(tmp_path):
     # SNR 28
     assert np.median(np.abs(found["T1"] / t1 - 1)[inside]) < 0.03
     said = json.loads((tmp_path / "o/sub-01/anat/sub-01_T1map.json").read_text())
-    assert said["MethodOptions"] == {"images_unit": 1.0} | OPTIONS
+    assert said["MethodOptions"] == OPTIONS
     assert (said["Method"], said["Sigma"]) == ("rim-t1", 25.0)
     assert said["EstimationAlgorithm"] == "rim-t1: a network trained with qsim (local_mixture)"
 
@@ -262,6 +263,57 @@ def test_air_that_counts_is_warned_of(tmp_path, method, sigma):
     assert not any(note.startswith("warning: B") for note in masked.notes)
 
 
+def preparations(background=0.0) -> tuple[Series, T2Prep]:
+    """A decay of 40 to 80 ms in a disc of 44 % of two slices, with signed noise."""
+    te = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
+    _, y, x = np.indices(SHAPE)
+    inside = (y - 10) ** 2 + (x - 9) ** 2 < 51
+    rng = np.random.default_rng(4)
+    clean = [np.where(inside, 500 * np.exp(-t / np.where(x < 9, 0.04, 0.08)), 0) for t in te]
+    noise = [np.where(inside, 1, background) * 10 * rng.normal(size=SHAPE) for _ in te]
+    images = tuple((s + n).astype(np.float32) for s, n in zip(clean, noise, strict=True))
+    return Series("sub-01_T2", (), images, "T2PrepTime", te), T2Prep(te_prep=te)
+
+
+def test_negative_values_under_rician_noise_are_said(tmp_path):
+    """The last image of the slow decay is 500 exp(-.32/.08) = 9.2 at sigma 10: negative in 18 % of its voxels."""
+    given, model = preparations()
+    job = {"network": "rim-t2", "device": "cpu", "sigma": 10.0, "slices": (0, 1), "mask": "auto"}
+    said = "rim-t2 assumes Rician noise and leaves voxels with negative values without a value; --option noise=gaussian"
+    record = map_series(given, model, MapJob(out=tmp_path / "o", **job))
+    assert sum(note.startswith(said) for note in record.notes) == 1
+    lost = next(share for status, share in record.status.items() if status.startswith("not computed"))
+    inside = np.isfinite(written(tmp_path / "o", record)["T2"][0])
+    # the brighter half is the mask: 88 voxels, standard error 4 %
+    assert lost == pytest.approx(0.18, abs=0.1)
+    assert not (given.slab(0, 1)[:, 0] < 0).any(0)[inside].any()
+    options = json.loads((tmp_path / "o/sub-01/anat/sub-01_T2map.json").read_text())["MethodOptions"]
+    assert options == {"noise": "rician"}
+    record = map_series(given, model, MapJob(out=tmp_path / "g", options={"noise": "gaussian"}, **job))
+    assert not any("Rician" in note for note in record.notes)
+    assert not any(status.startswith("not computed") and share > 0 for status, share in record.status.items())
+    whole = replace(given, volumes=tuple(np.abs(volume) for volume in given.volumes))
+    record = map_series(whole, model, MapJob(out=tmp_path / "m", **job))
+    assert not any("Rician" in note for note in record.notes)
+
+
+def test_air_in_the_histogram_of_a_decay_is_warned_of(tmp_path):
+    given, model = preparations(background=1.0)
+    given = replace(given, volumes=tuple(np.abs(volume) for volume in given.volumes))
+    job = {"network": "rim-t2", "device": "cpu", "sigma": 10.0, "slices": (0, 1)}
+    record = map_series(given, model, MapJob(out=tmp_path / "o", **job))
+    said = "warning: the histogram that rim-t2 starts from counts every voxel, "
+    warned = [note for note in record.notes if note.startswith(said)]
+    assert len(warned) == 1
+    assert int(warned[0].removeprefix(said).split(" ")[0]) == SHAPE[1] * SHAPE[2] - record.voxels
+    assert "--mask auto" in warned[0]
+    # the figures are of the object, and more than that was mapped
+    assert record.region.endswith("what lies outside of it is mapped too")
+    assert np.isfinite(written(tmp_path / "o", record)["T2"][0]).sum() > record.voxels
+    masked = map_series(given, model, MapJob(out=tmp_path / "m", mask="auto", **job))
+    assert not any("histogram" in note for note in masked.notes)
+
+
 def test_what_a_network_does_not_do_is_said_at_once(tmp_path, tiny_rim):
     given, _, _ = series()
     (tmp_path / "b.nii.gz").write_bytes(b"")
@@ -270,14 +322,17 @@ def test_what_a_network_does_not_do_is_said_at_once(tmp_path, tiny_rim):
         (rim | {"std": True}, "--std: rim gives no standard deviations"),
         (rim | {"options": {"contrast": 2}}, "--option contrast: a rim has "),
         (rim | {"options": {"noise": "rician"}}, "--option noise: a rim has "),
-        (rim | {"known": {"B": 1.9}}, "--known: B cannot be used by rim"),
+        (rim | {"known": {"B": 1.9}}, "--known B: cannot be used by rim"),
         (
             {"options": {"coils": 4}},
             "--option coils: is no option of a network, wanted images_unit or contrast or noise",
         ),
         ({"options": {"contrast": 0}}, "--option contrast: wanted a number of at least 1, got 0"),
         ({"options": {"noise": "white"}}, "--option noise: wanted gaussian or rician, got 'white'"),
-        ({"known": {"T1": 1.0}}, "--known: T1: rim-t1 can be told B only"),
+        ({"known": {"T1": 1.0}}, "--known T1: rim-t1 can be told B only"),
+        ({"known": {"B": 9.0}}, "--known B: "),
+        ({"network": "", "method": "shared-b", "known": {"B": 9.0}}, "--known B: must lie from "),
+        ({"options": {"images_unit": 100}}, "--option images_unit: a mixture network sees nothing that has a unit"),
         ({"tissues": "sabidussi2021"}, "--tissues: a network is told nothing of tissues"),
     ):
         with pytest.raises(InputError) as refused:

@@ -85,7 +85,9 @@ def run(series: Path, out: Path, words: MapWords, *, as_json: bool) -> None:
 
 
 def _lines(record: MapRecord) -> list[str]:
-    lines = [f"{record.out}: {record.method}, {record.seconds:.1f} s; {record.voxels} voxels {record.region}"]
+    lines = [
+        f"{record.out}: {record.method}, {record.seconds:.1f} s; figures of {record.voxels} voxels {record.region}"
+    ]
     lines += [f"  {text_of(each, _suffix(each.file))}" for each in record.maps]
     lines.append(f"  status       {status_text(record.status)}")
     lines.append(f"  sigma        {record.noise}")

@@ -1,5 +1,6 @@
 """What `qsim map` is given beside the series: the method, known maps and numbers, the mask, the noise level."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ _BINS = 256
 # voxels outside of the object over those of it above which air is looked for; air is darker than the object by this
 # factor, or its mean square differs between the images by less than this one [1]
 _AIR, _DARKER, _EVEN = 0.05, 3.0, 1.5
+# what methods say of known rows: known.B: ..., known: B: ..., known: B cannot be used ...
+_SAID = re.compile(r"known(?:\.(\w+):|: (\w+(?:, \w+)*)(?::|(?= cannot)))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ class Mapper:
         record: what sidecars say of it.
         notes: a sentence each.
         common: rows that it takes as common to voxels, if they are not known.
+        from_all: what it finds from all voxels together, so that air would shift it: the start of a sentence.
     """
 
     estimator: Estimator
@@ -90,6 +94,7 @@ class Mapper:
     record: Mapping[str, Json]
     notes: tuple[str, ...] = ()
     common: tuple[str, ...] = ()
+    from_all: str = ""
 
 
 def mapper(job: MapJob, model: SignalModel, told: Sequence[str], brightest: Callable[[], float]) -> Mapper:
@@ -117,6 +122,14 @@ def mapper(job: MapJob, model: SignalModel, told: Sequence[str], brightest: Call
     return _built(job, model, told)
 
 
+def as_option(message: str) -> str:
+    """What a method says of a known row, as the command names it; other messages as they are."""
+    said = _SAID.match(message)
+    if said is None:
+        return f"--{message}" if message.startswith("known: ") else message
+    return f"--known {said[1] or said[2]}:{message[said.end() :]}"
+
+
 def device_of(job: MapJob, *, network: bool) -> torch.device:
     """Networks run on CUDA if there is one, fits only if told so."""
     auto = "cuda" if network and torch.cuda.is_available() else "cpu"
@@ -142,10 +155,10 @@ def _built(job: MapJob, model: SignalModel, told: Sequence[str]) -> Mapper:
         estimator = build_estimator(name, model, options, prior)
         rehearse(estimator, model, tuple(told))
     except InputError as error:
-        text = str(error).removeprefix("estimators: ")
-        if text.startswith("known.REL_B1") and "REL_B1" not in told:
+        text = as_option(str(error).removeprefix("estimators: "))
+        if text.startswith("--known REL_B1") and "REL_B1" not in told:
             text += " (--b1 FILE, or --known REL_B1=1)"
-        raise InputError(text if text.startswith("known.") else f"--method: {text}") from None
+        raise InputError(text if text.startswith("--known") else f"--method: {text}") from None
     said = ESTIMATORS[name].text if name in ESTIMATORS else "of an installed package"
     rows = [p.name for p in model.parameters]
     common = tuple(row for row in getattr(estimator, "pools", ()) if row in rows and row not in told)
@@ -156,7 +169,8 @@ def _built(job: MapJob, model: SignalModel, told: Sequence[str]) -> Mapper:
     }
     if job.tissues:
         record["Tissues"] = job.tissues
-    return Mapper(estimator, name in VOXELWISE, device_of(job, network=False), record, notes_of_common(common), common)
+    place, notes, shared = device_of(job, network=False), notes_of_common(common), found_from_all(common)
+    return Mapper(estimator, name in VOXELWISE, place, record, notes, common, shared)
 
 
 def notes_of_common(rows: Sequence[str]) -> tuple[str, ...]:
@@ -180,9 +194,19 @@ def air_of(power: Float[np.ndarray, "2 n"], inside: int, outside: int) -> int:
     return outside if found else 0
 
 
+def found_from_all(rows: Sequence[str]) -> str:
+    """The start of the sentence about rows that are common to voxels."""
+    return f"{', '.join(rows)} is found from every voxel" if rows else ""
+
+
 def air_shifts(rows: Sequence[str], air: int) -> str:
     """What is said where rows are found from every voxel, air among them."""
-    return f"{', '.join(rows)} is found from every voxel, {air} of them outside of the object, where air would shift it"
+    return shifted(found_from_all(rows), air)
+
+
+def shifted(from_all: str, air: int) -> str:
+    """As `air_shifts`, of what a sentence begins with."""
+    return f"{from_all}, {air} of them outside of the object, where air would shift it"
 
 
 def _prior(job: MapJob, model: SignalModel) -> TissuePrior | None:

@@ -126,7 +126,8 @@ def _told(series: Series, found: Movement | None) -> Steadied:
         )
     unknown = [i for i in found.unknown if i not in moved]
     if unknown:
-        notes.append(f"motion: {_numbers(unknown)} (of 1 to {count}) show too little to tell whether they have moved")
+        show, have = ("show", "they have") if len(unknown) > 1 else ("shows", "it has")
+        notes.append(f"motion: {_numbers(unknown)} (of 1 to {count}) {show} too little to tell whether {have} moved")
     return Steadied(series, record, tuple(notes))
 
 

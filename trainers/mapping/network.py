@@ -13,7 +13,7 @@ from qsim.errors import InputError
 from qsim.estimators import Estimate, Estimator, rehearse
 from qsim.parameters import Parameter
 from qsim.signals.base import SignalModel
-from trainers.mapping.inputs import MapJob, Mapper, device_of, notes_of_common
+from trainers.mapping.inputs import MapJob, Mapper, as_option, device_of, found_from_all, notes_of_common
 
 # images up to this factor outside the range of a network's training are still mapped, as `NetworkEstimator` does
 _SCALE_MARGIN = 4.0
@@ -49,6 +49,7 @@ def network_mapper(job: MapJob, model: SignalModel, told: Sequence[str], brighte
     try:
         file = find_network(job.network)
         network = load_estimator(job.network, model, str(place), contrast=options.contrast, noise=options.noise)
+        mixture = network if isinstance(network, MixtureEstimator) else None
         if network.scale is not None:
             low, high = network.scale
             top = brightest()
@@ -64,6 +65,8 @@ def network_mapper(job: MapJob, model: SignalModel, told: Sequence[str], brighte
                     f"--option images_unit: the 99th percentile of the images is then {top / unit:.3g}, and was "
                     f"{low:.2g} to {high:.2g} in the training; {top / high:.3g} would fit"
                 )
+        elif unit is not None and mixture is not None:
+            raise InputError("--option images_unit: a mixture network sees nothing that has a unit; leave it out")
     except InputError as error:
         text = str(error)
         if of_option(text):
@@ -76,15 +79,19 @@ def network_mapper(job: MapJob, model: SignalModel, told: Sequence[str], brighte
     if job.std and not answer.variances:
         raise InputError(f"--std: {name} gives no standard deviations")
     rows = [p.name for p in network.parameters if p.name not in told]
-    shared = ("B",) if isinstance(network, MixtureEstimator) else pools(network)
-    common = tuple(row for row in shared if row in rows)
+    common = tuple(row for row in (pools(network) if mixture is None else ("B",)) if row in rows)
+    from_all = found_from_all(common)
+    used: dict[str, Json] = {"images_unit": float(unit or 1), **given}
+    if mixture is not None:
+        used = {**given, "noise": "rician" if mixture.rician else "gaussian"}
+        from_all = from_all or f"the histogram that {name} starts from counts every voxel"
     record: dict[str, Json] = {
         "EstimationAlgorithm": f"{name}: a network trained with qsim" + (f" ({kind})" if kind != name else ""),
         "Method": name,
-        "MethodOptions": {"images_unit": float(unit or 1), **given},
+        "MethodOptions": used,
         "Network": {"File": file.name, "SHA256": hashlib.sha256(file.read_bytes()).hexdigest()},
     }
-    return Mapper(network, False, torch.device("cpu"), record, (*notes, *notes_of_common(common)), common)
+    return Mapper(network, False, torch.device("cpu"), record, (*notes, *notes_of_common(common)), common, from_all)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +129,6 @@ def _small_answer(network: Estimator, model: SignalModel, told: Sequence[str]) -
     try:
         rehearse(overheard, model, tuple(told))
     except InputError as error:
-        text = str(error)
-        raise InputError(f"--{text}" if text.startswith("known: ") else f"--model: {text}") from None
+        text = as_option(str(error))
+        raise InputError(text if text.startswith("--known") else f"--model: {text}") from None
     return overheard.answers[0]

@@ -24,7 +24,7 @@ from phantoms.series.base import Series
 from qsim.errors import InputError
 from qsim.estimators import Status
 from qsim.signals.base import SignalModel
-from trainers.mapping.inputs import MapJob, air_of, air_shifts, foreground, mapper
+from trainers.mapping.inputs import MapJob, air_of, foreground, mapper, shifted
 from trainers.mapping.known import read_known, read_mask
 from trainers.mapping.motion import steadied, write_table
 from trainers.mapping.names import stems, told_apart
@@ -49,6 +49,7 @@ Progress = Callable[[int, int], None]
 # share of the voxels without an estimate above which the signal model is in doubt [1]
 _MOST = 0.5
 _WARNS = "warning: "
+_TOLD = "told from the air by brightness; what lies outside of it is mapped too"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ def _map(series: Series, model: SignalModel, job: MapJob, progress: Progress | N
         out=str(job.out),
         method=task.mapper.estimator.name,
         maps=maps,
-        region="in the mask" if task.masked else "of the object, told from the air by brightness",
+        region="in the mask" if task.masked else f"of the object, {_TOLD}",
         voxels=int(task.region.sum()),
         status=shares,
         sigma=noise.number,
@@ -200,9 +201,14 @@ def _prepare(series: Series, model: SignalModel, job: MapJob) -> tuple[MapTask, 
     if job.mask == "auto":
         notes += ("the mask is the object as told from the air by brightness (Otsu's threshold of the square root)",)
     task = MapTask(series, model, method, slices, region, masked, known.values, known.usable)
-    broken, air = _outside(task)
-    if method.common and not masked and air:
-        notes += (f"{_WARNS}{air_shifts(method.common, air)}; --mask auto, or the file of a mask, leaves them out",)
+    broken, negative, air = _outside(task)
+    if negative and getattr(method.estimator, "rician", False):
+        notes += (
+            f"{method.estimator.name} assumes Rician noise and leaves voxels with negative values without a value; "
+            "--option noise=gaussian takes them",
+        )
+    if method.from_all and not masked and air:
+        notes += (f"{_WARNS}{shifted(method.from_all, air)}; --mask auto, or the file of a mask, leaves them out",)
     if broken:
         beyond = ", or come from outside of it when it is registered" if job.register else ""
         notes += (f"{broken} voxels hold NaN or infinity in some image{beyond}: not computed",)
@@ -235,9 +241,9 @@ def _doubt(shares: Mapping[str, float], kind: str) -> tuple[str, ...]:
     return (f"{_WARNS}{said.replace(' % at bound', ' % at a bound')}: is {kind} the right signal model?",)
 
 
-def _outside(task: MapTask) -> tuple[int, int]:
-    """Voxels that are not finite in some image, and voxels of air."""
-    broken = count = inside = 0
+def _outside(task: MapTask) -> tuple[int, int, int]:
+    """Voxels that are not finite in some image, those to be mapped that are negative in some, and voxels of air."""
+    broken = negative = count = inside = 0
     # of each image: sum of squares of the object, and of what lies outside of it
     power = np.zeros((2, len(task.series.volumes)))
     for first in range(task.slices.start, task.slices.stop, depth_of(task.series)):
@@ -246,9 +252,10 @@ def _outside(task: MapTask) -> tuple[int, int]:
         # a sum is finite if all of its terms are
         finite = np.isfinite(slab.sum(0, dtype=np.float64))
         broken += int((~finite).sum())
+        negative += int(((slab < 0).any(0) & finite & (region | (not task.masked))).sum())
         outside = finite & (slab != 0).any(0) & ~region
         count += int(outside.sum())
         inside += int((finite & region).sum())
         for row, where in enumerate((finite & region, outside)):
             power[row] += np.square(slab[:, where], dtype=np.float64).sum(1)
-    return broken, air_of(power, inside, count)
+    return broken, negative, air_of(power, inside, count)

@@ -14,7 +14,7 @@ from qsim.errors import InputError
 from qsim.estimators import Estimate
 from qsim.estimators.base import computable
 from qsim.signals.base import SignalModel
-from trainers.mapping.inputs import Mapper, Volume
+from trainers.mapping.inputs import Mapper, Volume, as_option
 
 # voxels that are mapped together
 _VOXELS = 1 << 17
@@ -82,7 +82,7 @@ class MapTask:
         try:
             found = self.mapper.estimator(images, sigma=level, mask=mask, known=self.told(first, last) or None)
         except InputError as error:
-            raise InputError(f"{error} (slices {first} to {last - 1})") from None
+            raise InputError(f"{as_option(str(error))} (slices {first} to {last - 1})") from None
         space = (last - first, *self.series.space[1:])
         return replace(
             found,

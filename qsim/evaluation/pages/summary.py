@@ -25,7 +25,7 @@ _HELD = 10.0
 _CALLED = {
     "least-squares": "the least-squares fit",
     "shared-b": "the shared-B fit",
-    "empirical-bayes": "empirical Bayes at the same B",
+    "empirical-bayes": "empirical Bayes",
 }
 
 

@@ -82,14 +82,23 @@ class Decay(VoxelLikelihood):
         return d, rate.mul_(d), None
 
 
+def family_of(model: SignalModel) -> type[VoxelLikelihood]:
+    """Which of the two a model is of; `times_of` has said that it is of one."""
+    return Recovery if isinstance(model, InversionRecovery) else Decay
+
+
 def times_of(model: SignalModel) -> tuple[float, ...]:
     """Times of a model that has a family [s].
 
-    Raises: InputError if it has none: see the message.
+    Raises: InputError if it has none, or fewer than two different times.
     """
-    if isinstance(model, InversionRecovery) and model.tr is None:
-        return model.ti
-    if isinstance(model, MonoExponential):
+    if (isinstance(model, InversionRecovery) and model.tr is None) or isinstance(model, MonoExponential):
+        different = len(set(model.times))
+        if different < 2:
+            raise InputError(
+                f"model: amplitude and relaxation time cannot be told apart from {different} different times; "
+                "give at least 2"
+            )
         return model.times
     raise InputError(
         "network.kind: a mixture network maps an inversion recovery with free B and full recovery (inversion_recovery, "

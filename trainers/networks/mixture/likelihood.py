@@ -15,7 +15,8 @@ Rician noise (magnitudes of one complex channel; `qsim.kspace.magnitude_likeliho
     F^2 / 2      = sum_n log I_0(z nu) - nu . nu / 2
 
 The Rician F is taken on every sixth value of a grid, at an A by a bound of r that is right to 5 %; its distance from
-the Gaussian F^2 / 2, which is smooth, is interpolated between.
+the Gaussian F^2 / 2, which is smooth, is interpolated between. Posterior means on the grid are right to .1 SD for
+decays; for recoveries, whose distance has kinks, to .3 SD, in the median to .01 (12 times, SNR 20).
 
 Every sample of a batch has times of its own; shorter lists are filled up with times that do not count.
 Source: Rician likelihood: Sijbers et al. 1998, doi:10.1109/42.712125.
@@ -167,7 +168,11 @@ class VoxelLikelihood(ABC):
         du/dB = -(w t . k - (w t . d)(w k . d) / w d . d) / (w t . t - (w t . d)^2 / w d . d)
         """
         d, t, k = self.shapes(u)
-        w = information_factor(amplitude[:, None] * d / self.sigma[:, None], 1) if self.rician else None
+        w = None
+        if self.rician:
+            # at A = 0 a magnitude tells nothing of A, but A is wrong by no more than about its noise
+            least = self.sigma / d.square().sum(1).clamp_min(NOTHING).sqrt()
+            w = information_factor(torch.maximum(amplitude, least)[:, None] * d / self.sigma[:, None], 1)
         weigh = d if w is None else w * d
         length = (weigh * d).sum(1).clamp_min(NOTHING)
         by_u = (weigh * t).sum(1)

@@ -48,10 +48,10 @@ class Mixture:
         away = (truth[:, None] - self.mean).square() / self.variance
         return -torch.logsumexp((self.share + _LEAST).log() - (away + self.variance.log()) / 2, 1)
 
-    def quantile(self, level: float, sweeps: int = 22) -> Float[Tensor, "b y x"]:
-        """Quantile of log T, by bisection."""
-        reach = 6 * self.spread.sqrt() + 1e-3
-        low, high = self.centre - reach, self.centre + reach
+    def quantile(self, level: float, sweeps: int = 26) -> Float[Tensor, "b y x"]:
+        """Quantile of log T, by bisection between those of the classes."""
+        ends = self.mean + torch.special.ndtri(self.mean.new_tensor(level)) * self.variance.sqrt()
+        low, high = ends.amin(1), ends.amax(1)
         for _ in range(sweeps):
             middle = (low + high) / 2
             below = torch.special.ndtr((middle[:, None] - self.mean) * self.variance.rsqrt())
