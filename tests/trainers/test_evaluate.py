@@ -328,7 +328,7 @@ def run(tmp_path, monkeypatch):
     weights = tmp_path / "run" / "model.safetensors"
     weights.parent.mkdir()
     weights.write_bytes(b"weights")
-    monkeypatch.setattr(trainers.infer, "load_estimator", lambda run, model, device: Network())
+    monkeypatch.setattr(trainers.infer, "load_estimator", lambda run, model, device, contrast, noise: Network())
     monkeypatch.setattr(trainers.infer, "find_network", lambda run: weights)
     return weights
 
