@@ -26,6 +26,7 @@ from qsim.information import crb
 from qsim.kspace.noise import coils_of, sigma_of
 from qsim.parameters import RELAXATION_TIMES
 from qsim.signals.base import SpatialModel
+from trainers.mixture_estimator import MixtureEstimator
 from trainers.studies.block_runner import Command
 from trainers.studies.methods import Chosen, Entry, ModelEntry, check_entries, check_shapes, choose, pools
 from trainers.studies.outputs import progress_bar, say
@@ -319,7 +320,7 @@ def _judged(
         bound=float(bound.median()),
         failed=100 * float(lost.double().mean()),
         at_bound=100 * float((status == int(Status.AT_BOUND)).double().mean()),
-        whole=each.weights is not None,
+        whole=each.weights is not None and not isinstance(each.estimator, MixtureEstimator),
     )
 
 

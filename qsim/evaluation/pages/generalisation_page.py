@@ -193,7 +193,7 @@ def _figure(found: Generalisation, snr: float) -> str:
                             )
                 if name == "bias":
                     axis.axhline(0, color="#bbbbbb", lw=0.7)
-                axis.set_xticks(range(len(found.protocols)), list(found.protocols))
+                axis.set_xticks(range(len(found.protocols)), [name.replace(" ", "\n") for name in found.protocols])
         for line, (_, name) in enumerate(_SHOWN):
             _scale(axes[line, 0], signed=name == "bias")
             axes[line, 0].set_ylabel(f"{name} of ${found.symbol}$ [%]")

@@ -32,7 +32,7 @@ class Timing:
             size [%].
         bound_name, bound: Cramér-Rao bound the method is held against, median over the voxels [%].
         failed, at_bound: share of the voxels [%].
-        whole: it computes the whole matrix, whatever the mask, as a network does.
+        whole: it computes the whole matrix, whatever the mask, as a RIM does.
     """
 
     name: str
@@ -196,7 +196,7 @@ def _times(study: RunTimeStudy, snr: float) -> list[Block]:
     groups += [(Markup("{} [%], median").format(symbol(study.parameter)), 4), ("", 1)]
     caption = (
         f"σ {sigma_of(snr):.3g}. Every voxel: seconds that the whole matrix, {study.matrix[0] * study.matrix[1]:,} "
-        "voxels, would take at this rate (a network always computes it). Spread: half of the 16 to 84 % range "
+        "voxels, would take at this rate (a RIM or ResNet always computes it). Spread: half of the 16 to 84 % range "
         "of the relative error. Bound: "
         "Cramér-Rao bound of the CV; errors of a Gaussian at the bound have a median size of 0.67 of it. Memory: "
         "largest resident size during the first run less that before it; 0: what the process held was enough."
@@ -262,7 +262,9 @@ def _methods(study: RunTimeStudy) -> list[tuple[str, Markup | str]]:
         (
             "images",
             "one noise realisation, the same for every method and run; tissue voxels are estimated, the rest of the "
-            "matrix is masked (a network computes the whole matrix). " + study.about + ".",
+            "matrix is masked (a RIM or ResNet computes all of it, a network of posteriors a window about the tissue). "
+            + study.about
+            + ".",
         ),
         ("order", "one method after another, whatever --workers says: neighbours would disturb the times."),
     ]
