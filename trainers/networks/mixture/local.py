@@ -32,9 +32,8 @@ from qsim.parameters import Parameter
 from qsim.signals.base import SignalModel
 from qsim.values import value
 from trainers.networks.blocks import ConvGRU, kaiming
-from trainers.networks.mixture.families import times_of
 from trainers.networks.mixture.likelihood import VoxelLikelihood
-from trainers.networks.mixture.parts import WITHIN, SafeConv, alike, box, log_sd, squash
+from trainers.networks.mixture.parts import WITHIN, PosteriorNetwork, SafeConv, alike, box, log_sd, squash
 from trainers.networks.mixture.posterior import Mixture, posterior
 from trainers.networks.mixture.start import LEAST_INFORMATION, Start, start
 
@@ -50,7 +49,7 @@ _NOISY = 0.055
 
 
 @value
-class LocalMixtureNetwork:
+class LocalMixtureNetwork(PosteriorNetwork):
     """Recurrent inference machine with learned local priors on T, the likelihood in closed form; B from pooled data.
 
     Attributes:
@@ -71,21 +70,6 @@ class LocalMixtureNetwork:
     alike: Count = 2
     contrast: Annotated[float, Field(ge=1)] = 1.0
 
-    @property
-    def logarithmic(self) -> bool:
-        """Whether relaxation times are learned by their logarithm."""
-        return True
-
-    @property
-    def needs_sigma(self) -> bool:
-        """Whether the noise level is an input."""
-        return True
-
-    @property
-    def any_length(self) -> bool:
-        """Whether one network serves series of every length."""
-        return True
-
     def build(
         self, model: SignalModel, parameters: tuple[Parameter, ...], generator: torch.Generator
     ) -> "LocalMixture":
@@ -93,8 +77,7 @@ class LocalMixtureNetwork:
 
         Raises: InputError if the model is neither an inversion recovery with free B nor a decay with one time.
         """
-        times_of(model)
-        assert parameters == tuple(model.parameters), "the likelihood needs every row of the model"
+        self.check(model, parameters)
         return LocalMixture(self, generator)
 
 

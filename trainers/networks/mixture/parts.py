@@ -1,14 +1,44 @@
-"""What the mixture networks share: how features are scaled, means over neighbours, a safe convolution."""
+"""What mixture networks share: their configs, how features are scaled, means over neighbours, a safe convolution."""
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qsim.parameters import Parameter
+from qsim.signals.base import SignalModel
+from trainers.networks.mixture.families import times_of
 from trainers.networks.mixture.start import Start
 
 # SD of log T within a tissue that the networks are scaled to [1]
 WITHIN = 0.05
+
+
+class PosteriorNetwork:
+    """What a config of a mixture network has in common with every other: its likelihood brings the physics."""
+
+    __slots__ = ()
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether relaxation times are learned by their logarithm."""
+        return True
+
+    @property
+    def needs_sigma(self) -> bool:
+        """Whether the noise level is an input."""
+        return True
+
+    @property
+    def any_length(self) -> bool:
+        """Whether one network serves series of every length."""
+        return True
+
+    @staticmethod
+    def check(model: SignalModel, parameters: tuple[Parameter, ...]) -> None:
+        """Raises: InputError if the model is neither an inversion recovery with free B nor a decay with one time."""
+        times_of(model)
+        assert parameters == tuple(model.parameters), "the likelihood needs every row of the model"
 
 
 class SafeConv(nn.Conv2d):

@@ -26,9 +26,8 @@ from qsim.parameters import Parameter
 from qsim.signals.base import SignalModel
 from qsim.values import value
 from trainers.networks.blocks import ChannelNorm, kaiming
-from trainers.networks.mixture.families import times_of
 from trainers.networks.mixture.likelihood import VoxelLikelihood
-from trainers.networks.mixture.parts import WITHIN, SafeConv, alike, log_sd, squash
+from trainers.networks.mixture.parts import WITHIN, PosteriorNetwork, SafeConv, alike, log_sd, squash
 from trainers.networks.mixture.start import Start, start
 
 _INPUTS = 12
@@ -37,7 +36,7 @@ _NORMALS = 2
 
 
 @value
-class ResidualMixtureNetwork:
+class ResidualMixtureNetwork(PosteriorNetwork):
     """Residual network that starts at empirical Bayes, aware of the times and of the noise; B from pooled data.
 
     Attributes:
@@ -56,21 +55,6 @@ class ResidualMixtureNetwork:
         """Always 1: there is no likelihood to weigh priors against."""
         return 1.0
 
-    @property
-    def logarithmic(self) -> bool:
-        """Whether relaxation times are learned by their logarithm."""
-        return True
-
-    @property
-    def needs_sigma(self) -> bool:
-        """Whether the noise level is an input."""
-        return True
-
-    @property
-    def any_length(self) -> bool:
-        """Whether one network serves series of every length."""
-        return True
-
     def build(
         self, model: SignalModel, parameters: tuple[Parameter, ...], generator: torch.Generator
     ) -> "ResidualMixture":
@@ -78,8 +62,7 @@ class ResidualMixtureNetwork:
 
         Raises: InputError if the model is neither an inversion recovery with free B nor a decay with one time.
         """
-        times_of(model)
-        assert parameters == tuple(model.parameters), "the likelihood needs every row of the model"
+        self.check(model, parameters)
         return ResidualMixture(self, generator)
 
 
