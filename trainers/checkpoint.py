@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -119,12 +120,16 @@ class Progression:
         seconds: wall time of all sessions [s].
         losses: sum of the losses since the last line of the log, and how many.
         metrics: of the last validation.
+        best: least sum of the metrics of a validation.
+        worse: validations since then.
     """
 
     iteration: int = 0
     seconds: float = 0.0
     losses: tuple[float, int] = (0.0, 0)
     metrics: dict[str, float] = field(default_factory=dict)
+    best: float = inf
+    worse: int = 0
 
 
 def claim(out: Path, config: BaseModel, resume: bool) -> None:
@@ -182,8 +187,19 @@ def restore(out: Path, net: nn.Module, optimiser: Optimizer, description: Mappin
             progress["seconds"],
             (progress["losses"][0], progress["losses"][1]),
             progress["metrics"],
+            progress.get("best", inf),
+            progress.get("worse", 0),
         )
     return state
+
+
+def best_weights(out: Path, state: Progression) -> dict[str, Tensor]:
+    """The weights of the best validation of a training that goes on; empty at its start, or where they are not kept."""
+    path = out / STATE
+    if state.iteration == 0 or not path.is_file():
+        return {}
+    tensors, _ = load_tensors(path)
+    return {name.removeprefix("best/"): each for name, each in tensors.items() if name.startswith("best/")}
 
 
 def trim_log(out: Path, iteration: int) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from generators.config import Count, GeneratorConfig, RootConfig, Seed
 from trainers.networks import NETWORKS, MappingNetwork
+from trainers.relaxation.cohort_config import CohortConfig
 from trainers.tasks import TASKS, TRAINS, MappingTask
 
 Positive = Annotated[float, Field(gt=0)]
@@ -20,26 +21,28 @@ def _union(kinds: tuple[type, ...]) -> Any:
 
 
 class DataConfig(RootConfig):
-    """Where the patches come from: a store on disk, or a generator config whose samples are made while training.
+    """Where the patches come from: a store on disk, a generator config whose samples are made while training, or a cohort.
 
     Both give the same batches for the same generator config (a float32 store of images, that is).
 
     Attributes:
         store: path of a patch store; a relative one is relative to the working directory.
         generate: a generator config, written out.
+        cohort: subjects with whole slices, folds and a region of interest, for `task.kind: self_supervised`.
         memory_gb: a store larger than this [10^9 bytes] is not preloaded but read in shuffled blocks.
         workers: processes that load or generate; 0: the training process itself. They change no number.
     """
 
     store: Path | None = None
     generate: GeneratorConfig | None = None
+    cohort: CohortConfig | None = None
     memory_gb: Positive = 8.0
     workers: Annotated[int, Field(strict=True, ge=0)] = 0
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "DataConfig":
-        if (self.store is None) == (self.generate is None):
-            raise ValueError("data: give either store (a path) or generate (a generator config)")
+        if sum(each is not None for each in (self.store, self.generate, self.cohort)) != 1:
+            raise ValueError("data: give one of store (a path), generate (a generator config) and cohort")
         return self
 
 
@@ -59,9 +62,13 @@ class TrainConfig(RootConfig):
         lr: learning rate of Adam, at its highest.
         schedule: `constant`, or `cosine`: half a cosine from `lr` to 0 over the iterations.
         warmup: iterations over which the rate rises linearly to `lr`.
+        weight_decay: share of each weight that is added to its gradient, as in torch.optim.Adam [1].
+        patience: validations in a row without a better one, after which the training ends; null: never.
+        keep: weights that are given out: those of the `last` iteration, or of the `best` validation.
         clip: the gradient of all weights together is scaled down to this norm; null: never.
         precision: `auto` is bf16 where the processor multiplies it in hardware, else fp32.
-        validation: share of the samples, the last of the data set, that is kept for validation.
+        validation: share of the samples, the last of the data set, that is kept for validation; a cohort keeps
+            subjects instead.
         validate_every, checkpoint_every, log_every: iterations.
     """
 
@@ -76,6 +83,9 @@ class TrainConfig(RootConfig):
     lr: Positive
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: Annotated[int, Field(strict=True, ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    patience: Count | None = None
+    keep: Literal["last", "best"] = "last"
     clip: Positive | None = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     validation: Share = 0.05
@@ -89,6 +99,8 @@ class TrainConfig(RootConfig):
             raise ValueError(f"targets: a name occurs twice in {', '.join(self.targets)}")
         if self.warmup >= self.iterations:
             raise ValueError(f"warmup must be shorter than the training, got {self.warmup} of {self.iterations}")
+        if (self.data.cohort is None) == (self.mapping_task.kind == "self_supervised"):
+            raise ValueError("data: a cohort goes with task.kind self_supervised, and no other data do")
         if self.mapping_network.kind not in TRAINS[self.mapping_task.kind]:
             raise ValueError(
                 f"network.kind is {self.mapping_network.kind}, which task.kind {self.mapping_task.kind} cannot train"

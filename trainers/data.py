@@ -5,10 +5,10 @@ position names an epoch and a sample of the data set, whose order is drawn from 
 goes on exactly where it stopped, and neither the number of workers nor of devices changes what an iteration sees.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from generators.sample import make_samples
 from generators.store import PatchStore, StoredSamples
 from qsim.distributions import Streams
 from qsim.errors import InputError
-from qsim.signals.base import SpatialModel, real_signal
+from qsim.signals.base import SignalModel, SpatialModel, real_signal
 from trainers.variety import Variety
 
 # samples that a store which does not fit into memory reads together, and how many such blocks are mixed
@@ -89,11 +89,44 @@ class Source(Protocol):
     """Samples by index."""
 
     @property
-    def config(self) -> GeneratorConfig:
-        """What the data set is made of."""
+    def model(self) -> SignalModel:
+        """Signal model of the series."""
+        ...
+
+    @property
+    def noise(self) -> str:
+        """Kind of their noise."""
+        ...
+
+    @property
+    def stored(self) -> Literal["images", "maps"]:
+        """Whether samples have images, or maps that are simulated while training."""
+        ...
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of the rows of `Batch.kappa`."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides the samples."""
+        ...
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What a network on disk says of its data."""
         ...
 
     def __len__(self) -> int: ...
+
+    def validation(self, share: float) -> int:
+        """How many samples, the last, are kept for validation."""
+        ...
+
+    def prepare(self, batch: Batch, seed: int, variety: Variety) -> Batch:
+        """The batch with its images."""
+        ...
 
     def order(self, seed: int, epoch: int, n: int) -> Int[np.ndarray, " n"]:
         """Order of the first n samples in an epoch."""
@@ -102,6 +135,47 @@ class Source(Protocol):
     def take(self, indices: Sequence[int]) -> Batch:
         """The samples of the given indices."""
         ...
+
+
+class _OfGenerator:
+    """What a source of a generator config has in common with any other."""
+
+    # frozen sources keep their slots
+    __slots__ = ()
+    config: GeneratorConfig
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def model(self) -> SignalModel:
+        return self.config.signal_model
+
+    @property
+    def noise(self) -> str:
+        return self.config.noise.kind
+
+    @property
+    def stored(self) -> Literal["images", "maps"]:
+        return self.config.store
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        return tuple(p.name for p in self.model.parameters)
+
+    @property
+    def digest(self) -> str:
+        return self.config.digest
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        return {"generator": self.config.model_dump(mode="json")}
+
+    def validation(self, share: float) -> int:
+        return round(share * len(self))
+
+    def prepare(self, batch: Batch, seed: int, variety: Variety) -> Batch:
+        return simulate(batch, self.config, seed, variety)
 
 
 def _permutation(seed: int, epoch: int, n: int) -> Int[np.ndarray, " n"]:
@@ -114,7 +188,7 @@ def _batch(samples: StoredSamples) -> Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Generated:
+class Generated(_OfGenerator):
     """Samples that are made when they are asked for; an epoch is `config.samples`."""
 
     config: GeneratorConfig
@@ -132,7 +206,7 @@ class Generated:
         return Batch(images, samples.kappa, samples.labels, samples.purity, samples.sigma, positions)
 
 
-class Preloaded:
+class Preloaded(_OfGenerator):
     """A store that is read into memory once."""
 
     def __init__(self, store: PatchStore) -> None:
@@ -162,7 +236,7 @@ class Row:
     positions: Tensor
 
 
-class Blocks:
+class Blocks(_OfGenerator):
     """A store that stays on disk: the order of blocks is shuffled, and the samples of a few blocks together.
 
     Random access to single samples of a store is several times slower; blocks that are read whole cost little more

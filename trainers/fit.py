@@ -21,7 +21,6 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import nn
 
-from generators.config import GeneratorConfig
 from generators.store import PatchStore
 from qsim.distributions import Streams
 from qsim.errors import InputError
@@ -30,6 +29,7 @@ from trainers.checkpoint import (
     MODEL,
     STATE,
     Progression,
+    best_weights,
     claim,
     load_tensors,
     restore,
@@ -41,10 +41,13 @@ from trainers.checkpoint import (
     write_text,
 )
 from trainers.config import TrainConfig
-from trainers.data import Generated, PatchDataset, Source, loader, open_store, simulate
+from trainers.data import Generated, PatchDataset, Source, loader, open_store
 from trainers.infer import find_network
 from trainers.progress import Bar
-from trainers.tasks import Task, supervised
+from trainers.relaxation.source import open_cohort_source
+from trainers.relaxation.task import SelfSupervisedTask
+from trainers.tasks import Task, task_of
+from trainers.variety import Variety
 
 Device = Literal["auto", "cpu", "cuda"]
 # samples that tell the scale of the images a network was trained on
@@ -80,6 +83,10 @@ def open_source(config: TrainConfig) -> Source:
     Raises: InputError if the store is missing, unfinished, or not one of this project.
     """
     data = config.data
+    if data.cohort is not None:
+        spec = config.mapping_task
+        assert isinstance(spec, SelfSupervisedTask), "the config has checked that data and task fit"
+        return open_cohort_source(data.cohort, spec.supervision)
     if data.generate is not None:
         return Generated(data.generate)
     assert data.store is not None, "the config holds one of the two"
@@ -111,22 +118,21 @@ def _begin(net: nn.Module, config: TrainConfig) -> None:
 
 def describe(config: TrainConfig, task: Task, source: Source, precision: str) -> dict[str, Any]:
     """What a network on disk says about itself."""
-    generator = source.config
     return {
         "config": config.model_dump(mode="json"),
-        "generator": generator.model_dump(mode="json"),
-        "data_digest": generator.digest,
+        **source.record,
+        "data_digest": source.digest,
         "parameters": [p.name for p in task.parameters],
         "targets": list(task.targets),
         "precision": precision,
-        "images_scale": images_scale(source, generator, config.seed),
+        "images_scale": images_scale(source, config.seed),
         "versions": versions(),
     }
 
 
-def images_scale(source: Source, generator: GeneratorConfig, seed: int) -> list[float]:
+def images_scale(source: Source, seed: int) -> list[float]:
     """Smallest and largest 99th percentile of the maximum image over training samples with tissue [units of A]."""
-    samples = simulate(source.take(range(min(_SCALE_SAMPLES, len(source)))), generator, seed)
+    samples = source.prepare(source.take(range(min(_SCALE_SAMPLES, len(source)))), seed, Variety())
     tops = [
         float(torch.quantile(images.amax(0)[inside], 0.99))
         for images, inside in zip(samples.series, samples.labels > 0, strict=True)
@@ -138,7 +144,13 @@ def images_scale(source: Source, generator: GeneratorConfig, seed: int) -> list[
 
 
 def fit(
-    config: TrainConfig, out: Path, *, resume: bool = False, device: Device = "auto", console: Console | None = None
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: Device = "auto",
+    console: Console | None = None,
+    source: Source | None = None,
 ) -> Path:
     """Train a network.
 
@@ -151,6 +163,7 @@ def fit(
         resume: go on from the last checkpoint of `out`; from the start if there is none yet.
         device: `auto` is CUDA where there is one.
         console: where the progress goes; None: stderr.
+        source: the samples of the config, if they are at hand already.
     Returns: the file of the trained network.
 
     Raises:
@@ -165,10 +178,9 @@ def fit(
     ranks = fabric.world_size
     if config.batch % ranks:
         raise InputError(f"batch: {config.batch} samples cannot be divided among {ranks} devices")
-    source = open_source(config)
-    data = source.config
-    task = supervised(config.mapping_task, config.mapping_network, data.signal_model, config.targets, data.noise.kind)
-    task.variety.check(data.signal_model, data.store)
+    source = open_source(config) if source is None else source
+    task = task_of(config.mapping_task, config.mapping_network, source, config.targets, config.seed)
+    task.variety.check(source.model, source.stored)
     generator = torch.Generator().manual_seed(int(Streams(config.seed, 0).rng("weights").integers(2**63)))
     plain = config.mapping_network.build(task.model, task.parameters, generator)
     if not (resume and (out / STATE).is_file()):
@@ -178,17 +190,19 @@ def fit(
     fabric.barrier()
 
     plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.Adam(plain.parameters(), lr=config.lr)
+    optimiser = torch.optim.Adam(plain.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     net, wrapped = fabric.setup(plain, optimiser)
     description = describe(config, task, source, precision)
     state = restore(out, plain, optimiser, description) if resume else Progression()
     if resume and fabric.is_global_zero:
         trim_log(out, state.iteration)
-    run = _Run(fabric, config, out, source, task, plain, optimiser, description, state)
+    run = _Run(fabric, config, out, source, task, plain, optimiser, description, state, best_weights(out, state))
     if state.iteration == 0 and resume:
         fabric.print(f"{out}: no checkpoint yet, starting at iteration 0")
 
-    n_validation = round(config.validation * len(source))
+    n_validation = source.validation(config.validation)
+    if not n_validation and (config.patience or config.keep == "best"):
+        raise InputError("validation: patience and keep: best need samples to validate on; keep some")
     dataset = PatchDataset(source, config.seed, len(source) - n_validation)
     batches = loader(
         dataset,
@@ -209,21 +223,24 @@ def fit(
             rate = learning_rate(config, iteration)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            prepared = simulate(batch.to(fabric.device), source.config, config.seed, task.variety)
-            loss = task.loss(net, prepared)["total"]
-            wrapped.zero_grad(set_to_none=True)
-            fabric.backward(loss)
-            _check_finite(loss, net, config, iteration, out)
-            wrapped.step()
+            prepared = source.prepare(batch.to(fabric.device), config.seed, task.variety)
+            if iteration == 0:
+                task.begin(plain, prepared)
+            for loss in task.updates(net, prepared):
+                wrapped.zero_grad(set_to_none=True)
+                fabric.backward(loss)
+                _check_finite(loss, net, config, iteration, out)
+                wrapped.step()
 
-            total, count = state.losses
-            mean = fabric.all_reduce(loss.detach())
-            assert isinstance(mean, torch.Tensor)
-            state.losses = total + mean.item(), count + 1
+                total, count = state.losses
+                mean = fabric.all_reduce(loss.detach())
+                assert isinstance(mean, torch.Tensor)
+                state.losses = total + mean.item(), count + 1
             state.iteration += 1
             state.seconds += time.perf_counter() - started
             bar.update(state)
-            run.report(rate, len(source) - n_validation, n_validation)
+            if run.report(rate, len(source) - n_validation, n_validation):
+                break
     return out / MODEL
 
 
@@ -240,20 +257,35 @@ class _Run:
     optimiser: torch.optim.Optimizer
     description: Mapping[str, Any]
     state: Progression
+    best: dict[str, torch.Tensor]
 
-    def report(self, rate: float, first: int, n_validation: int) -> None:
-        """Log, validate and save where this iteration is due. Writes on the first device only."""
+    def report(self, rate: float, first: int, n_validation: int) -> bool:
+        """Log, validate and save where this iteration is due. Writes on the first device only.
+
+        Returns: whether the training is at its end.
+        """
         state, config = self.state, self.config
         last = state.iteration == config.iterations
+        due = n_validation and (last or state.iteration % config.validate_every == 0)
+        if due and (self.fabric.is_global_zero or config.patience is not None):
+            # where it may end the training, every device must know
+            state.metrics = self.validate(range(first, first + n_validation))
+            score = sum(state.metrics.values())
+            if score < state.best:
+                state.best, state.worse = score, 0
+                if config.keep == "best":
+                    self.best = {name: each.detach().clone() for name, each in self.net.state_dict().items()}
+            else:
+                state.worse += 1
+            last |= config.patience is not None and state.worse >= config.patience
         line: dict[str, Any] = {}
         if last or state.iteration % config.log_every == 0:
             total, count = state.losses
             line |= {"loss": total / count, "lr": rate, "seconds": round(state.seconds, 3)}
             state.losses = (0.0, 0)
         if not self.fabric.is_global_zero:
-            return
-        if n_validation and (last or state.iteration % config.validate_every == 0):
-            state.metrics = self.validate(range(first, first + n_validation))
+            return last
+        if due:
             line["validation"] = state.metrics
         if line:
             with (self.out / METRICS).open("a", encoding="utf-8") as file:
@@ -264,29 +296,38 @@ class _Run:
                 "seconds": state.seconds,
                 "losses": list(state.losses),
                 "metrics": state.metrics,
+                **({} if math.isinf(state.best) else {"best": state.best, "worse": state.worse}),
             }
             described = {**self.description, "progress": progress}
             # the network first: a kill in between leaves a checkpoint from which --resume writes both again
             if last:
-                save_tensors(self.out / MODEL, {f"net/{k}": t for k, t in self.net.state_dict().items()}, described)
+                weights = self.best if config.keep == "best" else self.net.state_dict()
+                save_tensors(self.out / MODEL, {f"net/{k}": t for k, t in weights.items()}, described)
                 write_text(self.out / "model.json", json.dumps(described, indent=1) + "\n")
-            save_tensors(self.out / STATE, training_tensors(self.net, self.optimiser), described)
+            kept = {f"best/{name}": each for name, each in self.best.items()}
+            save_tensors(self.out / STATE, {**training_tensors(self.net, self.optimiser), **kept}, described)
+        return last
 
     def validate(self, indices: range) -> dict[str, float]:
-        """Root mean square error of each target's coordinate over the labelled voxels of the validation samples."""
+        """Root mean square error of each target's coordinate over the labelled voxels of the validation samples, or
+        what else the task measures there.
+        """
         sums: dict[str, float] = {}
         self.net.eval()
         for start in range(indices.start, indices.stop, self.config.batch):
             rows = range(start, min(start + self.config.batch, indices.stop))
             # positions far from those of the training: noise of its own, the same at every validation
             batch = replace(self.source.take(rows), positions=torch.tensor(rows) + 2**40)
-            batch = simulate(batch.to(self.fabric.device), self.source.config, self.config.seed, self.task.variety)
+            batch = self.source.prepare(batch.to(self.fabric.device), self.config.seed, self.task.variety)
             with torch.no_grad(), self.fabric.autocast():
                 for name, value in self.task.metrics(self.net, batch).items():
                     sums[name] = sums.get(name, 0.0) + float(value)
         self.net.train()
         count = max(sums.pop("count"), 1.0)
-        return {name.replace("mse", "rmse"): math.sqrt(value / count) for name, value in sums.items()}
+        return {
+            name.replace("mse", "rmse"): math.sqrt(value / count) if name.startswith("mse") else value / count
+            for name, value in sums.items()
+        }
 
 
 def _fabric(config: TrainConfig, device: Device) -> tuple[Fabric, Literal["fp32", "bf16"]]:

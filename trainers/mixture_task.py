@@ -36,6 +36,7 @@ from trainers.networks.mixture.likelihood import VoxelLikelihood
 from trainers.networks.mixture.parts import WITHIN
 from trainers.networks.mixture.posterior import Mixture
 from trainers.networks.mixture.start import LEAST_INFORMATION
+from trainers.one_update import OneUpdate
 from trainers.protocols import Protocols
 from trainers.variety import Lesions, Recolour, Variety
 
@@ -93,7 +94,7 @@ class _Posed:
 
 
 @dataclass(frozen=True, slots=True)
-class MixtureLearning:
+class MixtureLearning(OneUpdate):
     """The task above, matched to a signal model.
 
     Attributes:

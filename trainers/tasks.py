@@ -1,6 +1,6 @@
 """What is learned: a loss over a batch, and how the trained network is read as an estimator."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
@@ -13,13 +13,15 @@ from qsim.errors import InputError
 from qsim.parameters import Parameter
 from qsim.signals.base import SignalModel, SpatialModel
 from qsim.values import value
-from trainers.data import Batch
+from trainers.data import Batch, Source
 from trainers.losses import squared_error
 from trainers.mixture_task import LocalMixtureTask, MixtureLearning
 from trainers.network_estimator import NetworkEstimator
-from trainers.networks import MappingNetwork, MixtureNetwork, ResNetNetwork, RIMNetwork
+from trainers.networks import MappingNetwork, MixtureNetwork, RelaxationNetwork, ResNetNetwork, RIMNetwork
 from trainers.networks.coordinates import Coordinates
 from trainers.networks.mixture.families import times_of
+from trainers.one_update import OneUpdate
+from trainers.relaxation.task import RelaxationLearning, SelfSupervisedTask
 from trainers.variety import Variety
 
 # weights of rows in the loss
@@ -54,12 +56,16 @@ class Task(Protocol):
         """Terms of the loss; `total` is minimised."""
         ...
 
-    def metrics(self, net: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Sums over a validation batch: `count`, and what is to be divided by it."""
+    def updates(self, net: nn.Module, batch: Batch) -> Iterator[Tensor]:
+        """What is minimised with a batch, one update of the weights after the other."""
         ...
 
-    def predictor(self, net: nn.Module) -> NetworkEstimator:
-        """The network as an estimator."""
+    def begin(self, net: nn.Module, batch: Batch) -> None:
+        """Set what depends on the data before the first iteration, with its batch."""
+        ...
+
+    def metrics(self, net: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Sums over a validation batch: `count`, and what is to be divided by it."""
         ...
 
 
@@ -99,14 +105,19 @@ class ResNetTask:
     voxels: Literal["tissue", "all"] = "tissue"
 
 
-TASKS = (RIMTask, ResNetTask, LocalMixtureTask)
-MappingTask = RIMTask | ResNetTask | LocalMixtureTask
+TASKS = (RIMTask, ResNetTask, LocalMixtureTask, SelfSupervisedTask)
+MappingTask = RIMTask | ResNetTask | LocalMixtureTask | SelfSupervisedTask
 # kinds of networks that each kind of task trains
-TRAINS = {"rim": ("rim",), "resnet": ("resnet",), "local_mixture": ("local_mixture", "residual_mixture")}
+TRAINS = {
+    "rim": ("rim",),
+    "resnet": ("resnet",),
+    "local_mixture": ("local_mixture", "residual_mixture"),
+    "self_supervised": ("unet", "two_stream"),
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Supervised:
+class Supervised(OneUpdate):
     """One of the two tasks above, matched to a signal model: the maps of a simulation are the truth.
 
     Attributes:
@@ -191,8 +202,29 @@ class Supervised:
         )
 
 
+def task_of(
+    spec: MappingTask, network: MappingNetwork, source: Source, targets: tuple[str, ...], seed: int
+) -> Supervised | MixtureLearning | RelaxationLearning:
+    """The task of a config on its data.
+
+    Args:
+        seed: of what a task draws itself.
+    Raises: InputError as `supervised`, or if the data do not go with the task.
+    """
+    if isinstance(spec, SelfSupervisedTask):
+        assert isinstance(network, RelaxationNetwork), "the config has checked that task and network fit"
+        if targets:
+            raise InputError("targets: a self_supervised task names what it learns in task.rows; leave it out")
+        return RelaxationLearning(spec, network, source.model, source.rows, seed)
+    return supervised(spec, network, source.model, targets, source.noise)
+
+
 def supervised(
-    spec: MappingTask, network: MappingNetwork, model: SignalModel, targets: tuple[str, ...], noise: str = "gaussian"
+    spec: RIMTask | ResNetTask | LocalMixtureTask,
+    network: MappingNetwork,
+    model: SignalModel,
+    targets: tuple[str, ...],
+    noise: str = "gaussian",
 ) -> Supervised | MixtureLearning:
     """The task of a config on the data's model.
 

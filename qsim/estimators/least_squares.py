@@ -15,7 +15,7 @@ from qsim.estimators.projection.closed_fits import search, usable
 from qsim.estimators.projection.separable import Fitted
 from qsim.estimators.voxels import gather, known_map, noise_covariance, scatter, statuses
 from qsim.parameters import PARAMETERS, Parameter
-from qsim.signals import ClosedForm, VariableFlipAngle
+from qsim.signals import ClosedForm, SpinLockT2Prep, VariableFlipAngle
 from qsim.signals.base import SignalModel
 
 
@@ -136,6 +136,9 @@ def _check_length(model: ClosedForm, known: Sequence[str]) -> None:
 
     Raises: InputError.
     """
+    if isinstance(model, SpinLockT2Prep):
+        # refuses by itself times that do not tell its rows
+        return
     free = [p.name for p in model.parameters if p.name not in known]
     vfa = isinstance(model, VariableFlipAngle)
     different = len(set(model.flip_angles if isinstance(model, VariableFlipAngle) else model.times))

@@ -3,7 +3,8 @@
     minimise sum_n w_n (log S_n - log A + t_n / T)^2,   w_n = S_n^2
 
 because noise of SD sigma on S is noise of SD sigma / S on log S. The measured S_n^2 are noisy weights, and large where
-the noise is positive, so the fit is made twice: the second time with the squares of the signal of the first.
+the noise is positive, so the fit is made twice: the second time with the squares of the signal of the first. Of a series
+with a spin-lock and a T2 preparation the line is a plane (`joint_logarithm`).
 
 Source: Salvador et al. 2005, doi:10.1002/hbm.20076 (weights S^2); Veraart et al. 2013,
 doi:10.1016/j.neuroimage.2013.05.028 (weights from the fitted signal, and when the logarithm is biased).
@@ -17,11 +18,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from qsim.estimators.base import Estimate
+from qsim.estimators.joint_logarithm import plane, plane_covariance
 from qsim.estimators.noise_level import noise_level
-from qsim.estimators.projection.decay_search import DecaySearch, total
-from qsim.estimators.two_point import decay_estimate, log_covariance, positive, times_of_decay
+from qsim.estimators.projection.decay_search import total
+from qsim.estimators.two_point import decay_estimate, least_misfit, log_covariance, positive, times_of_decay
 from qsim.estimators.voxels import gather, known_map
 from qsim.parameters import Parameter
+from qsim.signals import SpinLockT2Prep
 from qsim.signals.base import SignalModel
 
 # voxels of one chunk, whose work then stays in the cache
@@ -40,7 +43,7 @@ class LogLinear:
     that of the line with this T. A voxel with an image that is not positive has no logarithm there: not computed.
 
     Attributes:
-        model: a mono-exponential decay (t2_prep, spin_lock, spin_echo, gradient_echo).
+        model: a mono-exponential decay (t2_prep, spin_lock, spin_echo, gradient_echo) or spin_lock_t2_prep.
         covariance: also return the covariance by the delta method, with `sigma`, or where that is None with the noise
             of the background or of the residuals of a least-squares fit.
         weighted: False: all images weigh the same, as in a plain straight line through the logarithms.
@@ -53,7 +56,8 @@ class LogLinear:
     weighted: bool = True
 
     def __post_init__(self) -> None:
-        times_of_decay(self.name, self.model)
+        if not isinstance(self.model, SpinLockT2Prep):
+            times_of_decay(self.name, self.model)
 
     @property
     def name(self) -> str:
@@ -79,26 +83,37 @@ class LogLinear:
             known: must be empty.
         Raises: InputError if the series, the mask, sigma or `known` does not fit the model.
         """
-        times = times_of_decay(self.name, self.model)
-        parameter = self.parameters[1]
-        y, where = gather(images, self.model, mask)
-        known_map(known, parameter.name, where, ())
+        model = self.model
+        y, where = gather(images, model, mask)
+        known_map(known, self.parameters[1].name, where, ())
         y, where = positive(y, where)
-        axis = y.new_tensor(times)[:, None]
-        kappa = y.new_empty(2, y.shape[1])
-        size = _VOXELS if y.device.type == "cpu" else _DEVICE_VOXELS
-        for start in range(0, y.shape[1], size):
-            here = slice(start, start + size)
-            kappa[:, here] = _line(y[:, here].contiguous(), axis, parameter, self.weighted)
+        if isinstance(model, SpinLockT2Prep):
+            kappa = plane(y, model.tsl, model.te_prep, self.weighted)
+        else:
+            kappa = self._lines(y)
 
         def residual() -> tuple[Float[Tensor, " v"], int]:
-            return DecaySearch(times, parameter)(y)[2], len(times) - 2
+            return least_misfit(model, y), len(y) - len(kappa)
 
         level = noise_level(images, sigma, where, residual) if self.covariance or sigma is not None else None
         if not self.covariance:
             return decay_estimate(kappa, None, self.parameters, where, level)
-        unit = log_covariance(kappa, axis.double(), self.weighted)
+        if isinstance(model, SpinLockT2Prep):
+            unit = plane_covariance(kappa, model.tsl, model.te_prep, self.weighted)
+        else:
+            times = torch.tensor(times_of_decay(self.name, model), dtype=torch.float64, device=y.device)
+            unit = log_covariance(kappa, times[:, None], self.weighted)
         return decay_estimate(kappa, unit, self.parameters, where, level)
+
+    def _lines(self, y: Float[Tensor, "n v"]) -> Float[Tensor, "2 v"]:
+        """A and T, chunk by chunk."""
+        axis = y.new_tensor(times_of_decay(self.name, self.model))[:, None]
+        kappa = y.new_empty(2, y.shape[1])
+        size = _VOXELS if y.device.type == "cpu" else _DEVICE_VOXELS
+        for start in range(0, y.shape[1], size):
+            here = slice(start, start + size)
+            kappa[:, here] = _line(y[:, here].contiguous(), axis, self.parameters[1], self.weighted)
+        return kappa
 
 
 def _line(

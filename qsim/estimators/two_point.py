@@ -1,6 +1,9 @@
 """The log-ratio of two images of a decay: what scanners compute on line, in closed form.
 
 T = (t_2 - t_1) / log(S_1 / S_2),   A = S_1 exp(t_1 / T)
+
+Of a series with a spin-lock and a T2 preparation both times, from the common image and the last of each contrast
+(`joint_logarithm`).
 """
 
 from collections.abc import Mapping
@@ -12,11 +15,12 @@ from torch import Tensor
 
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate
+from qsim.estimators.joint_logarithm import from_three, plane_covariance, three_images
 from qsim.estimators.noise_level import NoiseLevel, noise_level
-from qsim.estimators.projection.decay_search import DecaySearch
+from qsim.estimators.projection.closed_fits import search
 from qsim.estimators.voxels import gather, known_map, scatter, statuses
 from qsim.parameters import Parameter
-from qsim.signals import MonoExponential
+from qsim.signals import MonoExponential, SpinLockT2Prep
 from qsim.signals.base import SignalModel
 
 
@@ -29,10 +33,11 @@ class TwoPoint:
     positive there is no logarithm: not computed. Other images of the series are not looked at.
 
     Attributes:
-        model: a mono-exponential decay (t2_prep, spin_lock, spin_echo, gradient_echo).
+        model: a mono-exponential decay (t2_prep, spin_lock, spin_echo, gradient_echo) or spin_lock_t2_prep.
         covariance: also return the covariance by the delta method, with `sigma`, or where that is None with the noise
             of the background or of the residuals of a least-squares fit to all images.
-        first, last: numbers of the two images, from 0; -1: those of the shortest and of the longest time.
+        first, last: numbers of the two images, from 0; -1: those of the shortest and of the longest time. Of
+            spin_lock_t2_prep they are not chosen.
     Assumes: noise small against both images.   Not: the noise floor of magnitudes at low SNR, which raises S_2 and
         with it T; the mean of 1 / log of a noisy ratio, which is above T as well (the median is not).
     Source: huang2022 (two spin-lock times).
@@ -44,6 +49,14 @@ class TwoPoint:
     last: int = -1
 
     def __post_init__(self) -> None:
+        if isinstance(self.model, SpinLockT2Prep):
+            if (self.first, self.last) != (-1, -1):
+                raise InputError(
+                    "estimators: two-point: first, last: spin_lock_t2_prep takes the common image and the last of each "
+                    "contrast; leave them out, and give a series of three images for others"
+                )
+            three_images(self.model)
+            return
         times = times_of_decay(self.name, self.model)
         for name, number in (("first", self.first), ("last", self.last)):
             if not -1 <= number < len(times):
@@ -64,8 +77,10 @@ class TwoPoint:
         return self.model.parameters
 
     @property
-    def images(self) -> tuple[int, int]:
-        """Numbers of the two images."""
+    def images(self) -> tuple[int, ...]:
+        """Numbers of the two images; of spin_lock_t2_prep the common one and the last of each contrast."""
+        if isinstance(self.model, SpinLockT2Prep):
+            return three_images(self.model)
         times = times_of_decay(self.name, self.model)
         numbers = range(len(times))
         first = min(numbers, key=times.__getitem__) if self.first == -1 else self.first
@@ -87,11 +102,35 @@ class TwoPoint:
             known: must be empty.
         Raises: InputError if the series, the mask, sigma or `known` does not fit the model.
         """
+        used = self.images
+        y, where = gather(images, self.model, mask)
+        known_map(known, self.parameters[1].name, where, ())
+        y, where = positive(y, where, used)
+        kappa = self._closed_form(y)
+
+        def residual() -> tuple[Float[Tensor, " v"], int]:
+            return least_misfit(self.model, y), len(y) - len(kappa)
+
+        level = noise_level(images, sigma, where, residual) if self.covariance or sigma is not None else None
+        if level is None or not self.covariance:
+            return decay_estimate(kappa, None, self.parameters, where, level)
+        if isinstance(self.model, SpinLockT2Prep):
+            locked, prepared = (tuple(times[i] for i in used) for times in (self.model.tsl, self.model.te_prep))
+            unit = plane_covariance(kappa, locked, prepared, weighted=True)
+        else:
+            times = times_of_decay(self.name, self.model)
+            chosen = torch.tensor([times[i] for i in used], dtype=torch.float64, device=y.device)[:, None]
+            unit = log_covariance(kappa, chosen, True)
+        return decay_estimate(kappa, unit, self.parameters, where, level)
+
+    def _closed_form(self, y: Float[Tensor, "n v"]) -> Float[Tensor, "q v"]:
+        """The rows of the estimate from images that are positive."""
+        if isinstance(self.model, SpinLockT2Prep):
+            used = list(self.images)
+            locked, prepared = (tuple(times[i] for i in used) for times in (self.model.tsl, self.model.te_prep))
+            return from_three(y[used], locked, prepared)
         times, (first, last) = times_of_decay(self.name, self.model), self.images
         parameter = self.parameters[1]
-        y, where = gather(images, self.model, mask)
-        known_map(known, parameter.name, where, ())
-        y, where = positive(y, where, (first, last))
         s1, s2 = y[first], y[last]
         t1, t2 = times[first], times[last]
         t = (t2 - t1) / torch.log(s1 / s2)
@@ -100,16 +139,7 @@ class TwoPoint:
         # both images: exact where T is theirs, the least-squares amplitude where T is limited
         e = torch.exp(t1 / t), torch.exp((t1 - t2) / t)
         a = e[0] * (s1 + e[1] * s2) / (1 + e[1] * e[1])
-        kappa = torch.stack((a, t))
-
-        def residual() -> tuple[Float[Tensor, " v"], int]:
-            return DecaySearch(times, parameter)(y)[2], len(times) - 2
-
-        level = noise_level(images, sigma, where, residual) if self.covariance or sigma is not None else None
-        if level is None or not self.covariance:
-            return decay_estimate(kappa, None, self.parameters, where, level)
-        chosen = torch.tensor((t1, t2), dtype=torch.float64, device=y.device)[:, None]
-        return decay_estimate(kappa, log_covariance(kappa, chosen, True), self.parameters, where, level)
+        return torch.stack((a, t))
 
 
 def times_of_decay(method: str, model: SignalModel) -> tuple[float, ...]:
@@ -119,12 +149,18 @@ def times_of_decay(method: str, model: SignalModel) -> tuple[float, ...]:
     """
     if not isinstance(model, MonoExponential):
         raise InputError(
-            f"estimators: {method} needs a mono-exponential decay (t2_prep, spin_lock, spin_echo, gradient_echo), got "
-            f"{type(model).__name__}; use least-squares or dictionary"
+            f"estimators: {method} needs a mono-exponential decay (t2_prep, spin_lock, spin_echo, gradient_echo) or "
+            f"spin_lock_t2_prep, got {type(model).__name__}; use least-squares or dictionary"
         )
     if len(set(model.times)) < 2:
         raise InputError(f"estimators: {method} needs at least two different times, got {len(set(model.times))}")
     return model.times
+
+
+def least_misfit(model: SignalModel, y: Float[Tensor, "n v"]) -> Float[Tensor, " v"]:
+    """Sum of squares that a least-squares fit of all images leaves [units of A squared]."""
+    assert isinstance(model, MonoExponential | SpinLockT2Prep)  # other models are refused before
+    return search(model, y, {}).objective
 
 
 def positive(
@@ -167,8 +203,8 @@ def log_covariance(kappa: Float[Tensor, "2 v"], times: Float[Tensor, "n 1"], wei
 
 
 def decay_estimate(
-    kappa: Float[Tensor, "2 v"],
-    unit_covariance: Float[Tensor, "2 2 v"] | None,
+    kappa: Float[Tensor, "q v"],
+    unit_covariance: Float[Tensor, "q q v"] | None,
     parameters: tuple[Parameter, ...],
     where: Bool[Tensor, "*space"],
     level: NoiseLevel | None,
@@ -180,6 +216,7 @@ def decay_estimate(
     if unit_covariance is None or level is None:
         return Estimate(maps, status, noise_level=level)
     covariance = (unit_covariance * level.at(where) ** 2).to(kappa.dtype)
-    variances = scatter(torch.stack((covariance[0, 0], covariance[1, 1])), where)
-    full = scatter(covariance.flatten(0, 1), where).reshape(2, 2, *where.shape)
+    rows = len(kappa)
+    variances = scatter(torch.stack([covariance[i, i] for i in range(rows)]), where)
+    full = scatter(covariance.flatten(0, 1), where).reshape(rows, rows, *where.shape)
     return Estimate(maps, status, {"noise": variances}, full, level)

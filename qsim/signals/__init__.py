@@ -16,6 +16,7 @@ from qsim.signals.decays import (
     decay,
 )
 from qsim.signals.epg import epg_cpmg
+from qsim.signals.joint_decay import SpinLockT2Prep
 from qsim.signals.multi_echo import MultiEchoSpinEcho
 from qsim.signals.preparations import (
     PREPARATIONS,
@@ -48,6 +49,7 @@ ClosedForm = (
     | LookLocker
     | T2Prep
     | SpinLock
+    | SpinLockT2Prep
     | SpinEcho
     | GradientEcho
     | OffsetDecay
@@ -62,6 +64,7 @@ MODELS = (
     LookLocker,
     T2Prep,
     SpinLock,
+    SpinLockT2Prep,
     SpinEcho,
     GradientEcho,
     OffsetDecay,
@@ -108,6 +111,7 @@ __all__ = [
     "SpinEcho",
     "SpinLock",
     "SpinLockPreparation",
+    "SpinLockT2Prep",
     "Spins",
     "SpoiledGradientEcho",
     "T2Prep",

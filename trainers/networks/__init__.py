@@ -2,12 +2,15 @@
 
 from trainers.networks.mixture.local import LocalMixtureNetwork
 from trainers.networks.mixture.residual import ResidualMixtureNetwork
+from trainers.networks.relaxation.two_stream import TwoStreamNetwork
+from trainers.networks.relaxation.unet import UNetNetwork
 from trainers.networks.resnet import ResNetNetwork
 from trainers.networks.rim import RIMNetwork
 
-NETWORKS = (RIMNetwork, ResNetNetwork, LocalMixtureNetwork, ResidualMixtureNetwork)
+NETWORKS = (RIMNetwork, ResNetNetwork, LocalMixtureNetwork, ResidualMixtureNetwork, UNetNetwork, TwoStreamNetwork)
 MixtureNetwork = LocalMixtureNetwork | ResidualMixtureNetwork
-MappingNetwork = RIMNetwork | ResNetNetwork | MixtureNetwork
+RelaxationNetwork = UNetNetwork | TwoStreamNetwork
+MappingNetwork = RIMNetwork | ResNetNetwork | MixtureNetwork | RelaxationNetwork
 
 __all__ = [
     "NETWORKS",
@@ -15,6 +18,9 @@ __all__ = [
     "MappingNetwork",
     "MixtureNetwork",
     "RIMNetwork",
+    "RelaxationNetwork",
     "ResNetNetwork",
     "ResidualMixtureNetwork",
+    "TwoStreamNetwork",
+    "UNetNetwork",
 ]

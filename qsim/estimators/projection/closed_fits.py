@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qsim.estimators.projection.decay_search import DecaySearch
 from qsim.estimators.projection.flip_search import FlipSearch
+from qsim.estimators.projection.joint_search import JointSearch
 from qsim.estimators.projection.pair_search import PairSearch
 from qsim.estimators.projection.plane_search import PlaneSearch
 from qsim.estimators.projection.ray_search import RaySearch
@@ -24,6 +25,7 @@ from qsim.signals import (
     LookLocker,
     OffsetDecay,
     SaturationRecovery,
+    SpinLockT2Prep,
     VariableFlipAngle,
 )
 from qsim.signals.decays import MonoExponential
@@ -39,7 +41,9 @@ def usable(model: ClosedForm) -> tuple[str, ...]:
     return ("B",) if isinstance(model, InversionRecovery | SaturationRecovery | LookLocker) else ()
 
 
-def search(model: ClosedForm, y: Float[Tensor, "n v"], known: Mapping[str, Float[Tensor, " v_or_1"]]) -> Fitted:
+def search(
+    model: ClosedForm | MonoExponential, y: Float[Tensor, "n v"], known: Mapping[str, Float[Tensor, " v_or_1"]]
+) -> Fitted:
     """The global least-squares minimum of every voxel.
 
     Args:
@@ -74,6 +78,8 @@ def _search(model: ClosedForm, y: Float[Tensor, "n v"], known: Mapping[str, Floa
             return PlaneSearch(model.times, model.parameters[1], y.device)(y)
         case BiExponential():
             return PairSearch(model.times, model.parameters[3], y.device)(y)
+        case SpinLockT2Prep():
+            return JointSearch(model.tsl, model.te_prep, y.device)(y)
         case VariableFlipAngle():
             return _flip(model, y, known["REL_B1"])
         case _:

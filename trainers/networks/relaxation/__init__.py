@@ -1,0 +1,1 @@
+"""Networks that answer relaxation times from two or three images."""

@@ -1,0 +1,92 @@
+"""How the channels of a network become relaxation times: bounded and positive, whatever they are.
+
+`bounded` lets the network say the time itself,
+
+    T = T_short (T_long / T_short)^sigmoid(u).
+
+`averaging` lets it say over which neighbourhood the images are to be averaged before the logarithm of their quotient is
+taken. The candidates are the two-point times of the images averaged over squares of several sizes, and `bounded`; the
+answer is their geometric mean with weights that the network chooses in every voxel,
+
+    T_k = t / log(mean_k I_first / mean_k I_later),        log T = sum_k w_k log T_k,        w = softmax(u).
+
+Sums of neighbours keep a subject's mean and a lesion's contrast where the weights are right, and a two-point time of
+a sum has less noise and less bias than the mean of noisy two-point times.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from qsim.parameters import RELAXATION_TIMES, Parameter
+
+# below this, normalised signal is nothing but noise and its logarithm of no use [1]
+_FLOOR = 1e-3
+# of the constant of an offset decay, in units of A [1]
+_OFFSET = (-0.5, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bounds of a learned row.
+
+    Attributes:
+        low, high: of the answer [SI].
+        start: of every voxel before the training.
+        logarithmic: whether a step is a relative one.
+    """
+
+    low: float
+    high: float
+    start: float
+    logarithmic: bool
+
+    def share(self) -> float:
+        """u of the start value."""
+        low, high, start = (torch.tensor(each, dtype=torch.float64) for each in (self.low, self.high, self.start))
+        part = torch.log(start / low) / torch.log(high / low) if self.logarithmic else (start - low) / (high - low)
+        return float(torch.logit(part))
+
+    def value(self, u: Float[Tensor, "*space"]) -> Float[Tensor, "*space"]:
+        """The row of the network's channel [SI]."""
+        part = torch.sigmoid(u)
+        return (
+            self.low * (self.high / self.low) ** part if self.logarithmic else self.low + part * (self.high - self.low)
+        )
+
+
+def range_of(row: Parameter, shortest: float, longest: float) -> Range:
+    """Bounds of a row: of relaxation times those of the network's config, of others what the parameter can be."""
+    if row.name in RELAXATION_TIMES:
+        return Range(shortest, longest, min(max(row.start, 2 * shortest), longest / 2), True)
+    low, high = _OFFSET if row.name == "C" else (row.lower, row.upper)
+    # half-way is where a constant is 0 and a fraction undecided
+    return Range(low, high, (low + high) / 2, False)
+
+
+def averages(images: Float[Tensor, "b k y x"], sizes: Sequence[int]) -> Float[Tensor, "b s k y x"]:
+    """The images, averaged over squares of odd size; at the border over what lies inside."""
+    found = []
+    for size in sizes:
+        if size == 1:
+            found.append(images)
+            continue
+        half = size // 2
+        along = functional.avg_pool2d(images, (size, 1), 1, (half, 0), count_include_pad=False)
+        found.append(functional.avg_pool2d(along, (1, size), 1, (0, half), count_include_pad=False))
+    return torch.stack(found, 1)
+
+
+def two_point(
+    first: Float[Tensor, "b s y x"], later: Float[Tensor, "b s y x"], interval: Float[Tensor, " b"], within: Range
+) -> Float[Tensor, "b s y x"]:
+    """log T of two images [log s]; at a bound where their quotient leaves the range.
+
+    T = t / log(I_first / I_later)
+    """
+    rate = torch.log(first.clamp(min=_FLOOR) / later.clamp(min=_FLOOR)) / interval[:, None, None, None]
+    return -torch.log(rate.clamp(1 / within.high, 1 / within.low))

@@ -1,0 +1,178 @@
+"""U-Net of huang2022 and huang2023: two or three images in, relaxation times out, with or without their scale."""
+
+from math import log
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from generators.config import Count
+from qsim.parameters import Parameter
+from qsim.signals.base import SignalModel
+from qsim.values import value
+from trainers.networks.relaxation.answers import Range, averages, range_of, two_point
+from trainers.networks.relaxation.trunk import Norm, Step, UNet, start
+from trainers.relaxation.contrasts import Contrast, contrasts
+
+# log of the Laplace scale of the residuals where a training begins; from 0 the maps starve before the scale has fallen
+LOG_SCALE = -3.5
+# intervals are told as log(t / 30 ms) [s]
+_MIDDLE = 0.03
+
+
+@value
+class UNetNetwork:
+    """The U-Net, as a config names it.
+
+    Attributes:
+        features: channels of the first level; each level down has twice as many.
+        levels: the full image included; huang2022 has five of 32 to 512 channels.
+        dropout: share of the values after each block of a decoder that is left out in training and in Monte Carlo
+            sampling [1]; 0: none.
+        norm: `batch`, as in the papers; `channel`: over the channels of each voxel by itself.
+        up: how a decoder steps up.
+        inputs: `images`, as in the papers; `two_point`: also the two-point times of the images averaged over squares,
+            and the time between the images, so that one network serves every time.
+        answer: `bounded` or `averaging`, see `answers.py`.
+        sizes: sides of those squares; odd [voxels].
+        scale: what else is learned: `none`; `constant`: one Laplace scale of each contrast (HOMOU of huang2023);
+            `head`: a map of it as one more channel (huang2022); `decoder`: from a decoder of its own (HETEU).
+        shortest, longest: bounds of relaxation times [s].
+    """
+
+    kind: Literal["unet"] = "unet"
+    features: Count = 32
+    levels: Annotated[int, Field(strict=True, ge=1, le=7)] = 5
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    norm: Norm = "batch"
+    up: Step = "transposed"
+    inputs: Literal["images", "two_point"] = "images"
+    answer: Literal["bounded", "averaging"] = "bounded"
+    sizes: tuple[Count, ...] = (1, 3, 7, 15)
+    scale: Literal["none", "constant", "head", "decoder"] = "head"
+    shortest: Annotated[float, Field(gt=0)] = 0.005
+    longest: Annotated[float, Field(gt=0)] = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.shortest < self.longest:
+            raise ValueError(f"shortest must be below longest, got {self.shortest:g} and {self.longest:g} s")
+        if self.longest > 20:
+            raise ValueError(f"longest is in seconds, got {self.longest:g}; divide by 1000 if these are milliseconds")
+        if not self.sizes or any(size % 2 == 0 for size in self.sizes):
+            raise ValueError(f"sizes must be odd numbers of voxels, got {list(self.sizes)}")
+
+    @property
+    def any_length(self) -> bool:
+        """Whether one network serves series of every length: it sees two or three images, of any times."""
+        return True
+
+    @property
+    def needs_sigma(self) -> bool:
+        """Whether the noise level is an input."""
+        return False
+
+    def build(self, model: SignalModel, parameters: tuple[Parameter, ...], generator: torch.Generator) -> "UNetMaps":
+        """The network from an input of `model` to the rows `parameters`, with its starting weights.
+
+        Raises: InputError if the model is no decay.
+        """
+        return UNetMaps(self, contrasts(model), parameters, generator)
+
+
+class UNetMaps(nn.Module):
+    """Images of an input to rows and scales.
+
+    Attributes:
+        multiple: the sides of an image must be multiples of it [voxels].
+    """
+
+    def __init__(
+        self,
+        spec: UNetNetwork,
+        joined: tuple[Contrast, ...],
+        parameters: tuple[Parameter, ...],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.spec, self.multiple = spec, 2 ** (spec.levels - 1)
+        self.ranges = [range_of(row, spec.shortest, spec.longest) for row in parameters]
+        names = [each.row.name for each in joined]
+        # place of the contrast of each row; rows that no contrast stands for have no two-point time
+        self.contrast_of = [names.index(row.name) if row.name in names else None for row in parameters]
+        self.scales = sum(each is not None for each in self.contrast_of)
+        averaged = spec.answer == "averaging"
+        self.channels = [1 + len(spec.sizes) if averaged and c is not None else 1 for c in self.contrast_of]
+        channels = 1 + len(joined)
+        if spec.inputs == "two_point":
+            channels += len(joined) * (len(spec.sizes) + 1)
+        maps, scales = sum(self.channels), self.scales
+        answers = {"head": (maps + scales,), "decoder": (maps, scales)}.get(spec.scale, (maps,))
+        self.trunk = UNet(channels, answers, spec.features, spec.levels, spec.norm, spec.up, spec.dropout)
+        start(self.trunk, generator)
+        first = self.trunk.bias(0)
+        with torch.no_grad():
+            place = 0
+            for within, width in zip(self.ranges, self.channels, strict=True):
+                first[place] = within.share()
+                place += width
+        # of each contrast that is learned; what the network answers is added to it
+        self.log_scale = nn.Parameter(torch.full((scales,), LOG_SCALE), requires_grad=spec.scale == "constant")
+
+    def forward(
+        self, images: Float[Tensor, "b k y x"], intervals: Float[Tensor, "b r"]
+    ) -> dict[str, Float[Tensor, "b a y x"]]:
+        """Rows [SI] under `rows`, and the log of the Laplace scale of each learned contrast under `log_scale`.
+
+        Args:
+            images: the common first image and one of each contrast, all over `joint_scale` [1].
+            intervals: from the first to that of each contrast [s].
+        """
+        candidates = self._candidates(images, intervals)
+        answers = self.trunk(self._features(images, intervals, candidates))
+        channels = answers[0]
+        rows, place = [], 0
+        for i, (within, width) in enumerate(zip(self.ranges, self.channels, strict=True)):
+            said = within.value(channels[:, place])
+            contrast = self.contrast_of[i]
+            if contrast is not None and candidates is not None and width > 1:
+                # its own answer has the logit 0
+                weights = torch.softmax(functional.pad(channels[:, place + 1 : place + width], (0, 0, 0, 0, 1, 0)), 1)
+                times = torch.cat((torch.log(said)[:, None], candidates[:, contrast]), 1)
+                said = torch.exp((weights * times).sum(1))
+            rows.append(said)
+            place += width
+        found = {"rows": torch.stack(rows, 1)}
+        around = self.log_scale[None, :, None, None]
+        if self.spec.scale == "constant":
+            found["log_scale"] = around.expand(len(images), -1, *images.shape[-2:])
+        elif self.spec.scale == "head":
+            found["log_scale"] = channels[:, place:] + around
+        elif self.spec.scale == "decoder":
+            found["log_scale"] = answers[1] + around
+        return found
+
+    def _candidates(
+        self, images: Float[Tensor, "b k y x"], intervals: Float[Tensor, "b r"]
+    ) -> Float[Tensor, "b r s y x"] | None:
+        """log T of each contrast from the images averaged over each square [log s]; None where nothing needs them."""
+        if self.spec.inputs == "images" and self.spec.answer == "bounded":
+            return None
+        mean = averages(images.float(), self.spec.sizes)
+        within = Range(self.spec.shortest, self.spec.longest, self.spec.shortest, True)
+        return torch.stack(
+            [two_point(mean[:, :, 0], mean[:, :, 1 + r], each, within) for r, each in enumerate(intervals.unbind(1))], 1
+        )
+
+    def _features(
+        self,
+        images: Float[Tensor, "b k y x"],
+        intervals: Float[Tensor, "b r"],
+        candidates: Float[Tensor, "b r s y x"] | None,
+    ) -> Float[Tensor, "b c y x"]:
+        if self.spec.inputs == "images" or candidates is None:
+            return images
+        told = torch.log(intervals / _MIDDLE)[:, :, None, None].expand(-1, -1, *images.shape[-2:])
+        return torch.cat((images, candidates.flatten(1, 2) - log(2 * _MIDDLE), told), 1)
