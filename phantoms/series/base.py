@@ -28,6 +28,8 @@ class Series:
         b1: measured transmit field over the nominal one, if there is a map [1].
         notes: what was taken for granted or converted, a sentence each.
         header: of the first NIfTI file, as bytes; empty if the series came from another format.
+        te_prep: T2PrepTime of each image, where it differs between the images as well as SpinLockTime, which is the key
+            then; else empty [s].
     """
 
     name: str
@@ -42,6 +44,7 @@ class Series:
     b1: Float[np.ndarray, "z y x"] | None = None
     notes: tuple[str, ...] = ()
     header: bytes = b""
+    te_prep: tuple[float, ...] = ()
 
     @property
     def space(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from phantoms.files.images import NIFTI
-from phantoms.series.sidecars import SUFFIXES, Json, read_json
+from phantoms.series.sidecars import JOINT, SUFFIXES, Json, read_json
 from qsim.errors import InputError
 
 # suffix -> entity that tells the images apart, and how its value reads
@@ -249,6 +249,12 @@ def combined(files: Sequence[Path], *, needed: bool) -> tuple[Json, str]:
                 if value is None and needed:
                     raise InputError(f"{file.parent}/{stem_of(file)}.json: has no {key}, which other images have")
             together[wanted] = values
+        elif wanted in JOINT and needed and None in values:
+            file = files[values.index(None)]
+            raise InputError(
+                f"{file.parent}/{stem_of(file)}.json: has no {wanted}, which other images have; write 0 where an "
+                "image is without that preparation"
+            )
         elif all(value == values[0] for value in values):
             together[wanted] = values[0]
         elif all(value is not None and not isinstance(value, list) for value in values):

@@ -2,6 +2,7 @@
 
     InversionTime -> inversion_recovery      SpinLockTime -> spin_lock      SaturationTime -> saturation_recovery
     EchoTime -> spin_echo (MEGRE: gradient_echo)      T2PrepTime -> t2_prep      FlipAngle -> spoiled_gradient_echo
+    SpinLockTime and T2PrepTime, where both differ between the images -> spin_lock_t2_prep
 
 A recovery with negative values is signed or a magnitude, which its values tell (`phantoms.series.sign`). Decays and
 flip angles have no sign: their values are fitted as they are, those below zero too.
@@ -25,6 +26,7 @@ from qsim.signals import (
     SignalModel,
     SpinEcho,
     SpinLock,
+    SpinLockT2Prep,
     T2Prep,
     VariableFlipAngle,
 )
@@ -42,6 +44,7 @@ _KEYS = {
     "offset_decay": "EchoTime",
     "biexponential": "EchoTime",
     "spin_lock": "SpinLockTime",
+    "spin_lock_t2_prep": "SpinLockTime",
     "spoiled_gradient_echo": "FlipAngle",
 }
 _KINDS = {
@@ -96,18 +99,27 @@ def model_and_notes(
     Raises: InputError naming the file and the field.
     """
     model = _of_sign(repeats[0], signal, False)
+    left_out = _left_out(repeats[0], model)
     if hasattr(model, "signed"):
         sign, notes = find_sign(repeats, signed, words)
-        return _of_sign(repeats[0], signal, sign), notes
+        return _of_sign(repeats[0], signal, sign), (*left_out, *notes)
     if signed:
         raise InputError(f"--signed: does not go with {type(model).__name__}, whose signal is never negative")
     if not any(series.signed for series in repeats):
-        return model, ()
+        return model, left_out
     note = (
         f"{type(model).__name__} is never negative, values below zero are taken for noise: fitted as they are, except "
         "by log-linear and rician, which give no value in such voxels"
     )
-    return model, (note,)
+    return model, (*left_out, note)
+
+
+def _left_out(series: Series, model: SignalModel) -> tuple[str, ...]:
+    """A note where the signal was chosen so that T2 preparations that differ are no part of it."""
+    if not series.te_prep or isinstance(model, SpinLockT2Prep):
+        return ()
+    kind = getattr(model, "kind", type(model).__name__)
+    return (f"T2PrepTime differs between the images and is no part of {kind} (--signal spin_lock_t2_prep takes it)",)
 
 
 def _of_sign(series: Series, signal: str | None, signed: bool) -> SignalModel:
@@ -128,6 +140,8 @@ def _kind(series: Series) -> str:
     if series.key not in KEYS:
         who = str(series.files[0]) if series.files else series.name
         raise InputError(f"--signal: nothing says what the times of {who} are; give it, one of {', '.join(_KEYS)}")
+    if series.te_prep:
+        return "spin_lock_t2_prep"
     return "gradient_echo" if series.suffix == "MEGRE" else _KINDS[series.key]
 
 
@@ -152,6 +166,13 @@ def _built(kind: str, series: Series, signed: bool, who: str) -> SignalModel:
                 "angles needs"
             )
         return VariableFlipAngle(flip_angles=times, tr=interval)
+    if kind == "spin_lock_t2_prep":
+        if not series.te_prep:
+            raise InputError(
+                f"{who}: {kind} needs SpinLockTime and T2PrepTime in the sidecar, one number for each image, both with "
+                "different ones (--times gives one list); a series with one of them is spin_lock or t2_prep"
+            )
+        return SpinLockT2Prep(tsl=times, te_prep=series.te_prep)
     return _decay(kind, times, series.key == "SpinLockTime")
 
 

@@ -113,6 +113,7 @@ def open_series(
         field,
         tuple(notes),
         volumes.header,
+        told.te_prep,
     )
 
 

@@ -36,6 +36,8 @@ SUFFIXES = {
 }
 _INTERVALS = ("RepetitionTime", "RepetitionTimeExcitation", "RepetitionTimePreparation")
 _NUMBERS = (*_INTERVALS, *KEYS, "SpinLockFrequency", "MagneticFieldStrength")
+# lists that may differ together: a spin-lock in some images, a T2 preparation in others
+JOINT = ("SpinLockTime", "T2PrepTime")
 # a list with a larger median [s] is in milliseconds, whatever it times
 _MILLISECONDS = 50.0
 # angles that are all smaller [degrees] were given in radians
@@ -53,12 +55,14 @@ class Timing:
         times: [s; rad for FlipAngle].
         protocol: other numbers by key [s, Hz, T, rad].
         notes: what was converted or left out.
+        te_prep: T2PrepTime beside the key SpinLockTime, where both differ between the images; else empty [s].
     """
 
     key: str
     times: tuple[float, ...]
     protocol: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    te_prep: tuple[float, ...] = ()
 
 
 def read_json(file: Path) -> Json:
@@ -133,18 +137,34 @@ def timing(
     else:
         source, values = where, _times(where, content, chosen, count, notes)
     _check(source, chosen, values)
-    repeated = sorted({value for value in values if values.count(value) > 1})
-    if repeated:
-        listed = ", ".join(f"{value:g}" for value in repeated)
-        notes.append(f"{chosen or 'the time'} {listed} occurs more than once: these images are taken as repeats")
-    protocol = _protocol(where, content, chosen, values, notes)
+    second: list[float] = []
+    if times is None and chosen == JOINT[0] and all(_differs(content.get(each)) for each in JOINT):
+        second = _times(where, content, JOINT[1], count, notes)
+        _check(where, JOINT[1], second)
+    _note_repeats(f"{chosen} and {JOINT[1]}" if second else chosen or "the time", values, second, notes)
+    protocol = _protocol(where, content, (chosen, *(JOINT[1:] if second else ())), values, notes)
     if chosen == "FlipAngle":
         values = [radians(value) for value in values]
-    return Timing(chosen, tuple(values), protocol, tuple(notes))
+    return Timing(chosen, tuple(values), protocol, tuple(notes), tuple(second))
+
+
+def _note_repeats(name: str, values: Sequence[float], second: Sequence[float], notes: list[str]) -> None:
+    """A note on images of the same times."""
+    said = [f"{value:g}" for value in values]
+    if second:
+        said = [f"{one} with {other:g}" for one, other in zip(said, second, strict=True)]
+    keys: list[tuple[float, ...]] = list(zip(values, second, strict=True)) if second else [(each,) for each in values]
+    repeated = sorted({key: text for key, text in zip(keys, said, strict=True) if keys.count(key) > 1}.items())
+    if repeated:
+        listed = ", ".join(text for _, text in repeated)
+        notes.append(f"{name} {listed} occurs more than once: these images are taken as repeats")
 
 
 def _chosen(where: str, content: Json, count: int, suffix: str, replaced: bool) -> str:
-    """The key that tells the images apart."""
+    """The key that tells the images apart; the first of the two that may differ together."""
+    others = [key for key in KEYS if key not in JOINT and _differs(content.get(key))]
+    if not replaced and not others and all(_differs(content.get(key)) for key in JOINT):
+        return JOINT[0]
     named = SUFFIXES.get(suffix, "")
     if named and (named in content or replaced):
         return named
@@ -157,8 +177,8 @@ def _chosen(where: str, content: Json, count: int, suffix: str, replaced: bool) 
             return found[0]
         if len(found) > 1:
             raise InputError(
-                f"{where}: {' and '.join(found)} both hold a list; say by the signal model which times are meant "
-                "(--signal KIND)"
+                f"{where}: {' and '.join(found)} {'both' if len(found) == 2 else 'all'} hold a list; say by the signal "
+                "model which times are meant (--signal KIND)"
             )
     if replaced:
         return present[0] if len(present) == 1 else ""
@@ -188,6 +208,11 @@ def _instead(where: str, content: Json, count: int, suffix: str, key: str, notes
 
 def _is_list(value: object) -> bool:
     return isinstance(value, list) and len(value) > 1
+
+
+def _differs(value: object) -> bool:
+    """Whether it is a list of which not all are the same."""
+    return isinstance(value, list) and len({str(each) for each in value}) > 1
 
 
 def _times(where: str, content: Json, key: str, count: int, notes: list[str]) -> list[float]:
@@ -238,11 +263,18 @@ def _range(values: Sequence[float]) -> str:
     return f"{min(values):g} to {max(values):g}"
 
 
-def _protocol(where: str, content: Json, chosen: str, times: Sequence[float], notes: list[str]) -> Mapping[str, float]:
-    """The other numbers, each the same for every image."""
+def _protocol(
+    where: str, content: Json, keys: tuple[str, ...], times: Sequence[float], notes: list[str]
+) -> Mapping[str, float]:
+    """The other numbers, each the same for every image.
+
+    Args:
+        keys: of the times of the images, the one that was chosen first.
+    """
+    chosen = keys[0]
     found: dict[str, float] = {}
     for key in _NUMBERS:
-        if key == chosen or content.get(key) is None:
+        if key in keys or content.get(key) is None:
             continue
         held = content[key]
         listed = held if isinstance(held, list) else [held]

@@ -3,8 +3,8 @@
     minimise sum_n w_n (log S_n - log A + t_n / T)^2,   w_n = S_n^2
 
 because noise of SD sigma on S is noise of SD sigma / S on log S. The measured S_n^2 are noisy weights, and large where
-the noise is positive, so the fit is made twice: the second time with the squares of the signal of the first. Of a series
-with a spin-lock and a T2 preparation the line is a plane (`joint_logarithm`).
+the noise is positive, so the fit is made twice: the second time with the squares of the signal of the first. Of a
+series with a spin-lock and a T2 preparation the line is a plane (`joint_logarithm`).
 
 Source: Salvador et al. 2005, doi:10.1002/hbm.20076 (weights S^2); Veraart et al. 2013,
 doi:10.1016/j.neuroimage.2013.05.028 (weights from the fitted signal, and when the logarithm is biased).

@@ -37,6 +37,7 @@ MODELS = [
     {"kind": "biexponential", "te": [0.005, 0.01, 0.02, 0.1]},
     {"kind": "biexponential", "tsl": [0.0, 0.01, 0.02, 0.1]},
     {"kind": "spoiled_gradient_echo", "flip_angles": [0.05, 0.2], "tr": 0.01},
+    {"kind": "spin_lock_t2_prep", "tsl": [0.0, 0.05, 0.0], "te_prep": [0.0, 0.0, 0.05]},
 ]
 
 

@@ -23,6 +23,7 @@ from qsim.signals import (
     SignalModel,
     SpinEcho,
     SpinLock,
+    SpinLockT2Prep,
     T2Prep,
     VariableFlipAngle,
 )
@@ -49,6 +50,7 @@ MODELS = (
     BiExponential(te=TE_PREP),
     BiExponential(tsl=(0.0, 0.01, 0.03, 0.05)),
     VariableFlipAngle(flip_angles=(0.05, 0.1, 0.3), tr=0.008),
+    SpinLockT2Prep(tsl=(0.0, 0.03, 0.05, 0.0, 0.0, 0.02), te_prep=(0.0, 0.0, 0.0, 0.02, 0.05, 0.02)),
 )
 RANGES = {
     "A": (0.2, 1.3),

@@ -100,6 +100,13 @@ def test_a_fit_at_the_bound_counts_in_the_roi_and_nothing_that_is_not_finite_doe
     assert values["roi", "left_out_truth"] == 1.0
 
 
+def test_bounds_that_single_precision_rounds_inwards():
+    """0.3 becomes 0.300000012, and 0.7 becomes 0.699999988."""
+    fit = np.array([[[0.5, 0.3, 0.7, 0.31]]], dtype=np.float32).astype(np.float64)
+    reference = of([0.5] * 4, fit=fit, roi=mask([[1, 0, 0, 0]]), bounds=(0.3, 0.7))
+    assert judge(Answer(row(0.5, 0.5, 0.5, 0.5)), reference).values["outside", "left_out_fit"] == 2.0
+
+
 def test_without_a_truth_there_is_the_fit_alone():
     values = judge(Answer(row(0.05, 0.06)), of([0.05, 0.05], truth=None)).values
     assert values["roi", "rmae_fit"] == pytest.approx(5)
@@ -187,7 +194,8 @@ def gaussian():
 
 
 def test_honest_gaussian_uncertainty(gaussian):
-    error, sd = gaussian
+    # a number that groups do not divide
+    error, sd = (each[:43999] for each in gaussian)
     reference, answer = many(error, sd)
     values = judge(answer, reference).values
     assert values["roi", "coverage_95_truth"] == pytest.approx(0.95, abs=0.004)

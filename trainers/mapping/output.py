@@ -221,7 +221,8 @@ def protocol(series: Series, model: SignalModel) -> dict[str, Json]:
     # BIDS reads InversionTime as that of one image
     key = "InversionTimes" if series.key == "InversionTime" else series.key
     others = {name: degrees(each) if name == "FlipAngle" else each for name, each in series.protocol.items()}
-    return {key: [float(f"{time:.9g}") for time in times], **others, "SignalModel": described}
+    second = {"T2PrepTime": [float(f"{time:.9g}") for time in series.te_prep]} if series.te_prep else {}
+    return {key: [float(f"{time:.9g}") for time in times], **second, **others, "SignalModel": described}
 
 
 def common(

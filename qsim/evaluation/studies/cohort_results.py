@@ -14,7 +14,7 @@ class Figure(NamedTuple):
     Attributes:
         condition: `plain`, or what was done to the images: `snr 10`, `square`, `square before`, `lesion`, ...
         method: as in tables.
-        input: what the method was shown, as "0, 30 ms" or "0, 30, 34.6 ms"; "all images".
+        shown: what the method was shown, as "0, 30 ms" or "0, 30, 34.6 ms"; "all images".
         region: `roi`, `body`, `lesion`, `left`, `right`, `inside`, `outside`, ...
         parameter: row of kappa.
         metric: as in `cohort_maps`; times in ms.
@@ -22,7 +22,7 @@ class Figure(NamedTuple):
 
     condition: str
     method: str
-    input: str
+    shown: str
     region: str
     parameter: str
     metric: str
@@ -45,7 +45,13 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Maps:
-    """What is drawn of one slice, by name: `image`, `roi`, `truth`, `fit`, and of methods `estimate`, `aleatoric`, `epistemic` [ms]."""
+    """What is drawn of one slice.
+
+    Attributes:
+        shared: `image`, `roi`, `truth`, `fit` [ms], as far as they are known.
+        methods: of each `estimate`, `aleatoric`, `epistemic` [ms], as far as it has them.
+        spacing_mm: of the voxels (y, x).
+    """
 
     shared: Mapping[str, Float[np.ndarray, "y x"]]
     methods: Mapping[str, Mapping[str, Float[np.ndarray, "y x"]]]
@@ -80,13 +86,13 @@ class CohortResults:
         parameter: str,
         metric: str,
         region: str = "roi",
-        input: str = "mean",
+        shown: str = "mean",
         condition: str = "plain",
     ) -> Float[np.ndarray, " r"]:
-        """The numbers of a figure; NaN for each run if there is none. `input` "mean": the mean over the inputs."""
-        if input != "mean":
+        """The numbers of a figure; NaN for each run if there is none. `shown` "mean": the mean over the inputs."""
+        if shown != "mean":
             missing = np.full(len(self.runs), np.nan)
-            return self.values.get(Figure(condition, method, input, region, parameter, metric), missing)
+            return self.values.get(Figure(condition, method, shown, region, parameter, metric), missing)
         each = [self.get(method, parameter, metric, region, one, condition) for one in (*self.inputs, "all images")]
         found = [numbers for numbers in each if np.isfinite(numbers).any()]
         return np.mean(found, 0) if found else np.full(len(self.runs), np.nan)
