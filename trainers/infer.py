@@ -1,30 +1,39 @@
 """Loading trained networks: one line, from a run's folder, a file, or the name of a shipped network."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from generators.config import GeneratorConfig
 from qsim.errors import InputError
 from qsim.signals import InversionRecovery
 from qsim.signals.base import SignalModel
 from qsim.signals.decays import MonoExponential
-from trainers.checkpoint import MODEL, STATE, load_tensors, restore_weights
-from trainers.config import TrainConfig
+from trainers.checkpoint import MODEL, STATE
 from trainers.mixture_estimator import MixtureEstimator
 from trainers.network_estimator import NetworkEstimator
 from trainers.networks import LocalMixtureNetwork, MixtureNetwork
+from trainers.relaxation.loading import TrainedRelaxation, Units, load_relaxation
+from trainers.relaxation.task import SelfSupervisedTask
+from trainers.stored import Stored, read_network
 from trainers.tasks import supervised
 
-_SHIPPED = Path(__file__).parent / "shipped"
+SHIPPED = Path(__file__).parent / "shipped"
+Run = str | Path
 
 
-def find_network(run: str | Path) -> Path:
+def shipped() -> dict[str, Path]:
+    """Files of the shipped networks by name."""
+    return {file.stem: file for file in sorted(SHIPPED.glob("*.safetensors"))}
+
+
+def find_network(run: Run) -> Path:
     """File of a trained network: a run's folder, a file, or the name of a shipped network.
 
     Raises: InputError if there is none, or the run is unfinished.
@@ -36,42 +45,106 @@ def find_network(run: str | Path) -> Path:
         return path / MODEL
     if (path / STATE).is_file():
         raise InputError(f"{path}: the training is unfinished; go on with qsim train ... --resume")
-    shipped = {file.stem: file for file in sorted(_SHIPPED.glob("*.safetensors"))}
-    if str(run) in shipped:
-        return shipped[str(run)]
-    names = ", ".join(shipped) or "none"
+    given = shipped()
+    if str(run) in given:
+        return given[str(run)]
+    names = ", ".join(given) or "none"
     raise InputError(f"{path}: neither a run of qsim train nor a shipped network (those are: {names})")
 
 
 def load_estimator(
-    run: str | Path,
+    run: Run | Sequence[Run],
     model: SignalModel | None = None,
     device: str = "cpu",
     *,
     images_unit: float = 1.0,
     contrast: float | None = None,
     noise: Literal["gaussian", "rician"] | None = None,
-) -> NetworkEstimator:
+    samples: int | None = None,
+    units: Units | None = None,
+    images: Sequence[int] | None = None,
+) -> NetworkEstimator | TrainedRelaxation:
     """A trained network, ready to map.
 
     Args:
-        run: folder of a run, a .safetensors file, or the name of a shipped network.
+        run: folder of a run, a .safetensors file, or the name of a shipped network; several of them: an ensemble of
+            self_supervised networks.
         model: signal model of the series to be mapped; None: that of the training. A RIM takes any times of the same
-            model (a plain RIM: signed if it was trained so), a ResNet only those it was trained on.
+            model (a plain RIM: signed if it was trained so), a ResNet only those it was trained on; a self_supervised
+            network: see `trainers.relaxation.loading`.
         device: torch device.
         images_unit: signal that the network shall see as 1, see `NetworkEstimator`.
         contrast: of a mixture network, see its config; None: as its config has it.
         noise: of a mixture network: what its likelihood assumes; None: as the data of its training.
+        samples, units, images: of a self_supervised network, see `load_relaxation`.
     Raises: InputError if the file is damaged or the model does not fit it.
     """
-    path = find_network(run)
-    tensors, header = load_tensors(path)
-    try:
-        config = TrainConfig.model_validate(header["config"])
-        generator = GeneratorConfig.model_validate(header["generator"])
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path}: its config does not fit this version of qsim ({first['msg']})") from None
+    runs = (run,) if isinstance(run, str | Path) else tuple(run)
+    if not runs:
+        raise InputError("run: none was given; give a run, or the name of a shipped network")
+    stored = [read_network(find_network(each)) for each in runs]
+    first = stored[0]
+    place = torch.device(device)
+    kind = first.config.mapping_network.kind
+    of_posterior = {"contrast": contrast, "noise": noise}
+    of_relaxation = {"samples": samples, "units": units, "images": images}
+    if isinstance(first.config.mapping_task, SelfSupervisedTask):
+        _check_none(of_posterior, f"a {kind} has no such option; it has {', '.join(of_relaxation)}")
+        if images_unit != 1:
+            raise InputError(f"images_unit: a {kind} divides each slice by its own brightness; leave it out")
+        return load_relaxation(stored, model, place, samples, units, images)
+    _check_none(of_relaxation, f"a {kind} has no such option, networks of task.kind self_supervised have")
+    if len(stored) > 1:
+        raise InputError(f"ensemble: a {kind} is mapped with alone, networks of task.kind self_supervised together")
+    if isinstance(first.config.mapping_network, MixtureNetwork):
+        return replace(_mixture(first, model, place, contrast, noise), images_unit=images_unit)
+    _check_none({"contrast": contrast}, f"a {kind} has no such option, a local_mixture has")
+    _check_none({"noise": noise}, f"a {kind} has no such option, local_mixture and residual_mixture have")
+    found = _supervised(first, model, place)
+    low, high = first.header["images_scale"]
+    return replace(found, scale=(low, high), images_unit=images_unit)
+
+
+def _check_none(options: Mapping[str, object], said: str) -> None:
+    """Raises: InputError of an option that is given."""
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"{name}: {said}")
+
+
+def _mixture(
+    stored: Stored,
+    model: SignalModel | None,
+    device: torch.device,
+    contrast: float | None,
+    noise: Literal["gaussian", "rician"] | None,
+) -> MixtureEstimator:
+    """A network of a posterior mixture; it sees nothing that has a unit."""
+    found = _supervised(stored, model, device)
+    assert isinstance(found, MixtureEstimator), "its task reads it as one"
+    network = stored.config.mapping_network
+    if noise is not None:
+        if noise not in ("gaussian", "rician"):
+            raise InputError(f"noise: wanted gaussian or rician, got {noise!r}")
+        if noise == "rician" and isinstance(found.model, InversionRecovery) and found.model.signed:
+            raise InputError("noise: Rician noise is that of magnitudes, and this model keeps its sign; take gaussian")
+        found = replace(found, rician=noise == "rician")
+    if contrast is not None:
+        if not isinstance(network, LocalMixtureNetwork):
+            raise InputError(f"contrast: a {network.kind} has none, a local_mixture has")
+        if not (isinstance(contrast, int | float) and isfinite(contrast) and contrast >= 1):
+            raise InputError(f"contrast: must be at least 1, got {contrast}")
+        found = replace(found, contrast=contrast)
+    return found
+
+
+def _supervised(stored: Stored, model: SignalModel | None, device: torch.device) -> NetworkEstimator:
+    """A network that learned from known maps.
+
+    Raises: InputError if the model is not one that it takes.
+    """
+    config, header, path = stored.config, stored.header, stored.path
+    generator: GeneratorConfig = stored.generator(header["generator"])
     trained = generator.signal_model
     model = trained if model is None else model
     network = config.mapping_network
@@ -90,42 +163,11 @@ def load_estimator(
         )
     # another decay than that of the training has rows of other names
     targets = tuple(header["targets"]) if "kind" not in loose or type(model) is type(trained) else ()
-    task = supervised(config.mapping_task, network, model, targets, generator.noise.kind)
-    net = network.build(model, task.parameters, torch.Generator().manual_seed(0))
-    restore_weights(net, tensors, path)
-    place = torch.device(device)
-    net.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    net.eval()
-    net.requires_grad_(False)
-    predictor = task.predictor(net)
-    for name, option in (("contrast", contrast), ("noise", noise)):
-        if option is not None and not isinstance(predictor, MixtureEstimator):
-            has = "a local_mixture has" if name == "contrast" else "local_mixture and residual_mixture have"
-            raise InputError(f"{name}: a {network.kind} has no such option, {has}")
-    if noise is not None:
-        if noise not in ("gaussian", "rician"):
-            raise InputError(f"noise: wanted gaussian or rician, got {noise!r}")
-        if noise == "rician" and isinstance(model, InversionRecovery) and model.signed:
-            raise InputError("noise: Rician noise is that of magnitudes, and this model keeps its sign; take gaussian")
-        assert isinstance(predictor, MixtureEstimator)
-        predictor = replace(predictor, rician=noise == "rician")
-    if contrast is not None:
-        assert isinstance(predictor, MixtureEstimator)
-        if not isinstance(network, LocalMixtureNetwork):
-            raise InputError(f"contrast: a {network.kind} has none, a local_mixture has")
-        if not (isinstance(contrast, int | float) and isfinite(contrast) and contrast >= 1):
-            raise InputError(f"contrast: must be at least 1, got {contrast}")
-        predictor = replace(predictor, contrast=contrast)
-    low, high = header["images_scale"]
-    return replace(
-        predictor,
-        device=place,
-        bf16=header["precision"] == "bf16",
-        # a mixture network sees nothing that has a unit
-        scale=None if isinstance(predictor, MixtureEstimator) else (low, high),
-        images_unit=images_unit,
-        trained_on=generator,
-    )
+    spec = config.mapping_task
+    assert not isinstance(spec, SelfSupervisedTask), "those are loaded elsewhere"
+    task = supervised(spec, network, model, targets, generator.noise.kind)
+    net = stored.ready(network.build(model, task.parameters, torch.Generator().manual_seed(0)), device)
+    return replace(task.predictor(net), device=device, bf16=header["precision"] == "bf16", trained_on=generator)
 
 
 def _without_times(model: SignalModel, loose: tuple[str, ...]) -> dict[str, Any]:

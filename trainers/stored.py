@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from generators.config import GeneratorConfig
 from qsim.errors import InputError
 from trainers.checkpoint import load_tensors, restore_weights
 from trainers.config import TrainConfig
@@ -30,13 +31,13 @@ class Stored:
     header: Mapping[str, Any]
     config: TrainConfig
 
-    def read[Config: BaseModel](self, kind: type[Config], plain: object) -> Config:
-        """A config that the header holds.
+    def generator(self, plain: object) -> GeneratorConfig:
+        """A generator config that the header holds.
 
         Raises: InputError if it is not one of this version.
         """
         try:
-            return kind.model_validate(plain)
+            return GeneratorConfig.model_validate(plain)
         except ValidationError as error:
             raise _unfit(self.path, error) from None
 

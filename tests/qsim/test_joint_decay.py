@@ -286,6 +286,12 @@ class TestLeastSquares:
         assert torch.isnan(found.kappa[:, :2]).all()
         assert found.kappa[0, 2] == 0
 
+    def test_nothing_to_fit(self):
+        for images in (torch.zeros(7, 3), torch.zeros(7, 0), -torch.ones(7, 4)):
+            found = build_estimator("least-squares", MODEL, {"covariance": True})(images, sigma=0.1)
+            assert found.kappa.shape == (3, images.shape[1])
+            assert (found.status != Status.OK).all()
+
     def test_refusals(self):
         with pytest.raises(InputError, match="images: the series holds 6 images, the model has 7"):
             build_estimator("least-squares", MODEL)(torch.ones(6, 2))

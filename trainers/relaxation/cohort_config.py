@@ -22,6 +22,7 @@ from qsim.signals import Bloch, SpinLock, SpinLockPreparation, T2Prep, T2Prepara
 from qsim.signals.base import SignalModel
 from qsim.signals.joint_decay import SpinLockT2Prep
 from trainers.relaxation.cohort import Cohort
+from trainers.relaxation.measured_cohort import SubjectScans, check_scans, read_cohort
 
 # samples that are made together
 _PART = 12
@@ -33,6 +34,7 @@ class CohortConfig(RootConfig):
     Attributes:
         generate: a generator config with `sampling: slices` and a phantom that knows its regions.
         store: the path of a store of such a config.
+        scans: a user's own series, with the region of interest of each subject.
         second: with `generate`: preparation of a second series of the same subjects, whose first image is the first
             series' (huang2023).
         second_store: with `store`: the store of that series.
@@ -44,6 +46,7 @@ class CohortConfig(RootConfig):
 
     generate: GeneratorConfig | None = None
     store: Path | None = None
+    scans: tuple[SubjectScans, ...] | None = None
     second: Annotated[SpinLockPreparation | T2Preparation, Field(discriminator="kind")] | None = None
     second_store: Path | None = None
     folds: Annotated[int, Field(strict=True, ge=2)] = 4
@@ -53,8 +56,12 @@ class CohortConfig(RootConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> "CohortConfig":
-        if (self.generate is None) == (self.store is None):
-            raise ValueError("cohort: give one of generate (a generator config) and store (a path)")
+        if sum(each is not None for each in (self.generate, self.store, self.scans)) != 1:
+            raise ValueError(
+                "cohort: give one of generate (a generator config), store (a path) and scans (series of your own)"
+            )
+        if self.scans is not None:
+            check_scans(self.scans)
         if self.second is not None and self.generate is None:
             raise ValueError("second: goes with generate; with store give second_store")
         if self.second_store is not None and self.store is None:
@@ -126,14 +133,16 @@ def joined(first: SignalModel, second: SignalModel) -> SpinLockT2Prep:
 def open_cohort(config: CohortConfig) -> Cohort:
     """The cohort of a config.
 
-    Raises: InputError if a store or phantom is not one of slices with a region of interest.
+    Raises: InputError if a store or phantom is not one of slices with a region of interest, or scans cannot be read.
     """
+    if config.scans is not None:
+        return read_cohort(config.scans)
     if config.store is not None:
         cohort = _stored(config.store)
         if config.second_store is None:
             return cohort
         return _with(cohort, _stored(config.second_store))
-    assert config.generate is not None, "the config holds one of the two"
+    assert config.generate is not None, "the config holds one of the three"
     cohort = generated(config.generate)
     other = config.second_config
     return cohort if other is None else _with(cohort, generated(other))

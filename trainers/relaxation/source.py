@@ -1,14 +1,16 @@
 """A cohort as the samples of a training: a slice is a sample."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from pydantic import TypeAdapter
 from torch import Tensor
 
+from generators.store import PatchStore
 from qsim.distributions import Streams
 from qsim.errors import InputError
 from qsim.signals.base import SignalModel
@@ -125,6 +127,7 @@ def cohort_source(cohort: Cohort, config: CohortConfig, supervision: str) -> Coh
     record = {
         "cohort": config.model_dump(mode="json"),
         "subjects": {"trained_on": list(train), "validated_on": list(validation), "left_out": list(left_out)},
+        "times": TypeAdapter(type(cohort.model)).dump_python(cohort.model, mode="json"),
     }
     slices = tuple(int(i) for i in (*cohort.slices_of(train), *held_out))
     return CohortSource(cohort, slices, len(held_out), maps, record)
@@ -135,4 +138,9 @@ def open_cohort_source(config: CohortConfig, supervision: str) -> CohortSource:
 
     Raises: InputError as it and `open_cohort`.
     """
-    return cohort_source(open_cohort(config), config, supervision)
+    source = cohort_source(open_cohort(config), config, supervision)
+    if config.store is None:
+        return source
+    # the path of a store says nothing where the network is used
+    made = PatchStore(config.store).config.model_dump(mode="json")
+    return replace(source, record={**source.record, "generator": made})

@@ -134,7 +134,8 @@ class RelaxationLearning:
         for chosen in self.inputs if self.of_pairs else ():
             if not all(any(row) for row in self.counted[self.inputs.index(chosen)]):
                 raise InputError(
-                    f"task.constraints: {spec.constraints} leaves no pair for the input {list(chosen)}; take all, or more images"
+                    f"task.constraints: {spec.constraints} leaves no pair for the input {list(chosen)}; "
+                    "take all, or more images"
                 )
 
     @property
@@ -244,7 +245,7 @@ class RelaxationLearning:
     ) -> Tensor:
         everywhere = torch.ones_like(series[:, 0], dtype=torch.bool)
         if self.spec.supervision != "constraint":
-            return self._by_maps(found["rows"], kappa, batch, everywhere)
+            return self._by_maps(found["rows"], kappa, everywhere)
         residuals = self.residuals(found, series, kappa, batch)
         if isinstance(self.network, TwoStreamNetwork):
             return reconstruction(residuals[0], torch.ones_like(residuals[0][:, :, 0, 0]), everywhere).mean()
@@ -312,7 +313,6 @@ class RelaxationLearning:
         self,
         rows: Float[Tensor, "b q y x"],
         kappa: Float[Tensor, "b m y x"],
-        batch: Batch,
         everywhere: Bool[Tensor, "b y x"],
     ) -> Tensor:
         """Mean absolute error over the typical size of each row (huang2022 section 4.3, supervised)."""

@@ -52,9 +52,7 @@ def only(cohort: Cohort, row: str) -> Cohort:
 def part_of(model: SignalModel, chosen: Input) -> SignalModel:
     """The ideal decay of the images of an input alone."""
     if isinstance(model, SpinLockT2Prep):
-        return SpinLockT2Prep(
-            tsl=tuple(model.tsl[i] for i in chosen), te_prep=tuple(model.te_prep[i] for i in chosen)
-        )
+        return SpinLockT2Prep(tsl=tuple(model.tsl[i] for i in chosen), te_prep=tuple(model.te_prep[i] for i in chosen))
     if isinstance(model, SpinLock):
         return SpinLock(tsl=tuple(model.tsl[i] for i in chosen))
     assert isinstance(model, T2Prep), "cohorts are of these"

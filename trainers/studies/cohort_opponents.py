@@ -1,11 +1,11 @@
 """What networks are compared with on a cohort: methods without any training, and the bound.
 
-    two-point               T = t / log(I_first / I_later), limited to a range; limited voxels are counted
-    averaged-k              the same of images averaged over k x k voxels: what averaging alone gives
-    empirical-bayes         the voxel's posterior mean with a prior found in the same two images
-    population-constant     one value for all: the median of the training subjects' regions
-    least-squares, rician   fits of all images
-    bound                   smallest SD of an unbiased estimate of one voxel from the images that the method was shown
+two-point               T = t / log(I_first / I_later), limited to a range; limited voxels are counted
+averaged-k              the same of images averaged over k x k voxels: what averaging alone gives
+empirical-bayes         the voxel's posterior mean with a prior found in the same two images
+population-constant     one value for all: the median of the training subjects' regions
+least-squares, rician   fits of all images
+bound                   smallest SD of an unbiased estimate of one voxel from the images that the method was shown
 """
 
 from collections.abc import Mapping
@@ -119,4 +119,3 @@ def bounds(
             sds.append(crb(model, kappa, float(cohort.sigma[i])).sd[1])
         found[contrast.row.name] = float(torch.cat(sds).mean())
     return found
-

@@ -17,7 +17,7 @@ from qsim.errors import InputError
 from qsim.estimators import ESTIMATORS, Estimate, Estimator, TissuePrior, build_estimator, build_foreign, rehearse
 from qsim.parameters import Parameter
 from qsim.signals.base import SignalModel
-from trainers.studies.network_options import network_name, network_options, of_option
+from trainers.studies.network_options import network_name, network_options, of_option, runs_of
 
 
 class ModelEntry(BaseModel):
@@ -26,7 +26,8 @@ class ModelEntry(BaseModel):
     Attributes:
         model: folder of the run, or name of a shipped network.
         name: in tables; that of the shipped network or of the run's task, and the options, if not given.
-        options: of the network, as `{contrast: 2.0, noise: rician}`; most networks have none.
+        options: of the network, as `{contrast: 2.0, noise: rician}` or `{samples: 20, images: "0,2"}`; most networks
+            have none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -286,8 +287,11 @@ def _load(entry: ModelEntry, number: int, model: SignalModel, data: GeneratorCon
     from trainers.infer import find_network, load_estimator
 
     options = network_options(entry.options, f"estimators[{number}].options.")
+    runs = runs_of(entry.model, options)
     try:
-        network = load_estimator(entry.model, model, device, contrast=options.contrast, noise=options.noise)
+        network = load_estimator(
+            runs, model, device, contrast=options.contrast, noise=options.noise, **options.of_relaxation
+        )
     except InputError as error:
         key = "options." if of_option(str(error)) else "model: "
         raise InputError(f"estimators[{number}].{key}{error}") from None
@@ -297,11 +301,14 @@ def _load(entry: ModelEntry, number: int, model: SignalModel, data: GeneratorCon
             f"data.seed: {data.seed} is the seed of the training data of {entry.model}: the draws of the study would "
             "have the tissue values and B of training samples; choose another"
         )
-    file = find_network(entry.model)
+    files = [find_network(run) for run in (entry.model, *options.ensemble)]
+    sums = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    # the files of runs all have one name
+    names = [file.name for file in files] if len(files) == 1 else [entry.model, *options.ensemble]
     name = entry.name or network_name(entry.model, network.name, entry.options)
     return Chosen(
         estimator=network if name == network.name else Renamed(name, network),
-        weights=Weights(entry.model, {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}),
+        weights=Weights(entry.model, dict(zip(names, sums, strict=True))),
         held_out=data is None or (trained is not None and _apart(trained, data)),
     )
 

@@ -19,6 +19,8 @@ from trainers.studies.phantom_config import PhantomConfig
 from trainers.studies.prep_robustness import PrepRobustnessConfig, run_prep_robustness
 from trainers.studies.readout_bias import ReadoutBiasConfig, run_readout_bias
 from trainers.studies.run_time import RunTimeConfig, run_run_time
+from trainers.studies.self_supervised import run_self_supervised
+from trainers.studies.self_supervised_config import SelfSupervisedConfig
 from trainers.studies.test_retest import run_test_retest
 from trainers.studies.test_retest_config import RetestConfig
 from trainers.studies.uncertainty import UncertaintyConfig, run_uncertainty
@@ -65,6 +67,11 @@ STUDIES: dict[str, Study] = {
     ),
     "test_retest": Study(
         RetestConfig, run_test_retest, "repeats of a twin or of scans: CV, agreement, sharpness (sabidussi2021, 5.3)"
+    ),
+    "self_supervised": Study(
+        SelfSupervisedConfig,
+        run_self_supervised,
+        "networks that learn relaxation times without maps, by folds of a cohort (huang2022, huang2023)",
     ),
     "run_time": Study(RunTimeConfig, run_run_time, "seconds of every method on one thread, on the same images"),
 }

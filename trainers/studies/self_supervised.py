@@ -79,7 +79,7 @@ def run_self_supervised(config: SelfSupervisedConfig, out: Path, command: Comman
     job = _Job(config, out.absolute(), command.device)
     single = list(_single(config))
     blocks = dict(zip(single, _finish(single, job, digest, command, "networks"), strict=True))
-    together = [key for key in _ensembles(config)]
+    together = list(_ensembles(config))
     if together:
         blocks |= dict(zip(together, _finish(together, job, digest, command, "ensembles"), strict=True))
     results = _gathered(config, blocks, [each.row.name for each in found])
@@ -89,7 +89,6 @@ def run_self_supervised(config: SelfSupervisedConfig, out: Path, command: Comman
         meta=f"{cohort.name} of {len(cohort.subjects)} subjects · folds {', '.join(map(str, config.folds))} of "
         f"{config.cohort.folds} left out · {config.seeds} seeds · seed {config.seed}",
         methods=_methods(config),
-        measured=not cohort.truth,
     )
     path = write_files(config, (), out, _rows(results), None, page, {"cohort": cohort.digest})
     say(f"study: {len(blocks)} blocks in {time.monotonic() - began:.0f} s; open {path}")
@@ -202,14 +201,15 @@ def _of_alone(job: _Job, fold: int) -> Arrays:
                 found.judge("plain", name, label_of(cohort.model, chosen), row, answer, against[row])
                 if first and i == len(choices) // 2:
                     found.maps(name, row, answer, _shown(against[row]))
-    for chosen in (*choices, None):
-        shown = ALL_IMAGES if chosen is None else label_of(cohort.model, chosen)
-        for row, value in bounds(cohort, split.judged, chosen, config.limits).items():
+    for some in (*choices, None):
+        shown = ALL_IMAGES if some is None else label_of(cohort.model, some)
+        for row, value in bounds(cohort, split.judged, some, config.limits).items():
             found.values[Figure("plain", "bound", shown, "roi", row, "bound_sd")] = MS * value
     if first:
         for row, reference in against.items():
             i = _shown(reference)
-            shared = {"image": images[i, 0].numpy(), "roi": reference.roi[i].astype(float), "fit": MS * reference.fit[i]}
+            shared = {"image": images[i, 0].numpy(), "roi": reference.roi[i].astype(float)}
+            shared["fit"] = MS * reference.fit[i]
             if reference.truth is not None:
                 shared["truth"] = MS * reference.truth[i]
             for name, values in shared.items():
@@ -250,9 +250,7 @@ def _judged(job: _Job, members: Sequence[Trained], fold: int, name: str, *, firs
     return found.packed()
 
 
-def _factors(
-    config: SelfSupervisedConfig, one: Trained, nets: Sequence[nn.Module], split: Split
-) -> dict[str, float]:
+def _factors(config: SelfSupervisedConfig, one: Trained, nets: Sequence[nn.Module], split: Split) -> dict[str, float]:
     """Of the SDs of each row, with which the intervals hold on the validation subjects, all inputs together."""
     cohort = cohort_of(config.cohort)
     against = references(config.cohort, split.calibrated)
@@ -283,11 +281,11 @@ def _perturb(
         said = answers(one, series_of(one, case.images, cohort.model), chosen, nets)
         for row, answer in said.items():
             for region, mask in case.regions.items():
-                for source in ("total", "aleatoric", "epistemic"):
+                for metric, source in (("sd_mean", "total"), *((f"sd_mean_{each}", each) for each in _SOURCES[1:])):
                     sd: Float[np.ndarray, "s y x"] | None = getattr(answer, source)
                     if sd is not None and mask.any():
                         value = float(MS * sd[mask].mean())
-                        found.values[Figure(case.name, name, shown, region, row, f"sd_{source}")] = value
+                        found.values[Figure(case.name, name, shown, region, row, metric)] = value
             if first:
                 found.maps(name, row, answer, case.drawn, case.name)
                 found.arrays[_BAR.join(("shared", case.name, row, "image"))] = case.images[case.drawn, 0].numpy()
@@ -297,7 +295,8 @@ def _perturb(
 
 def _gathered(config: SelfSupervisedConfig, blocks: Mapping[str, Arrays], rows: Sequence[str]) -> CohortResults:
     """Figures of all blocks by run; what is the same for all seeds of a fold stands at its first one."""
-    places = {(fold, seed): i for i, (fold, seed) in enumerate((f, s) for f in config.folds for s in range(config.seeds))}
+    runs = [(fold, seed) for fold in config.folds for seed in range(config.seeds)]
+    places = {run: i for i, run in enumerate(runs)}
     values: dict[Figure, Float[np.ndarray, " r"]] = {}
     held: dict[tuple[str, str], list[np.ndarray]] = {}
     maps: dict[tuple[str, str], tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]] = {}
@@ -379,4 +378,3 @@ def _methods(config: SelfSupervisedConfig) -> list[tuple[str, str]]:
         parts.append(f"{iterations} iterations of {config.training.batch} at {lr:g}; {entry.samples} dropout samples")
         told.append((entry.name, "; ".join(parts)))
     return told
-

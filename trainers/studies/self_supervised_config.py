@@ -1,4 +1,4 @@
-"""The config of a study of kind `self_supervised`: networks that learn without maps, and their opponents, on a cohort."""
+"""The config of a study of kind `self_supervised`: networks that learn without maps, and their opponents."""
 
 from typing import Annotated, Literal
 

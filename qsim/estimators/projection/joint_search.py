@@ -146,7 +146,8 @@ class JointSearch:
         columns, nodes = [], []
         size = _PART if y.device.type == "cpu" else y.shape[1]
         series, allowed = y.float(), ((self.table.loss + _ROUNDING) * energy.sqrt()).float()
-        for first in range(0, y.shape[1], size):
+        # once at least: no voxels have no starts
+        for first in range(0, max(y.shape[1], 1), max(size, 1)):
             part = slice(first, first + size)
             fit = self.table.atoms @ series[:, part]
             top = fit.amax(0)

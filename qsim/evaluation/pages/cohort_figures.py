@@ -42,7 +42,9 @@ def map_figure(maps: Maps, parameter: str, methods: Sequence[str]) -> str:
     shared = maps.shared
     against = "truth" if "truth" in shared else "fit"
     panels: list[tuple[str, Map | None]] = [("image", shared["image"])] if "image" in shared else []
-    panels += [(label, shared[name]) for name, label in (("fit", "fit of all images"), ("truth", "truth")) if name in shared]
+    panels += [
+        (label, shared[name]) for name, label in (("fit", "fit of all images"), ("truth", "truth")) if name in shared
+    ]
     panels += [(name, maps.methods[name]["estimate"]) for name in methods if "estimate" in maps.methods.get(name, {})]
     reference = shared.get(against)
     errors = [
@@ -106,7 +108,9 @@ def uncertainty_figure(maps: Maps, parameter: str, methods: Sequence[str]) -> st
                     _outline(axes[line, column], maps)
             assert picture is not None
             extend = "both" if column == 0 else "max"
-            bar = figure.colorbar(picture, ax=list(axes[:, column]), location="bottom", fraction=0.05, pad=0.02, extend=extend)
+            bar = figure.colorbar(
+                picture, ax=list(axes[:, column]), location="bottom", fraction=0.05, pad=0.02, extend=extend
+            )
             bar.set_label(head, fontsize=8)
             bar.ax.tick_params(labelsize=7.5)
             bar.outline.set_linewidth(0.4)
@@ -124,7 +128,9 @@ def before_after_figure(before: Maps | None, after: Maps, methods: Sequence[str]
     """
     sides = [("before", before), ("with it", after)] if before is not None else [("", after)]
     names = [name for name in methods if "epistemic" in after.methods.get(name, {})]
-    everything = [held.methods[name]["epistemic"] for _, held in sides if held for name in names if name in held.methods]
+    everything = [
+        held.methods[name]["epistemic"] for _, held in sides if held for name in names if name in held.methods
+    ]
     high = _reach(everything, after, 99.5)
     with mpl.rc_context(STYLE):
         figure, axes = _grid(len(sides), 1 + len(names), after)
@@ -235,7 +241,9 @@ def weights_figure(manual: Mapping[str, Mapping[float, Interval]], learned: Mapp
             axis.set_ylabel(f"RMAE against {against} [ms]")
             axis.set_xlim(0, 1)
         handles = [Line2D([], [], color="#222222", marker="o", ms=3.5, lw=1.4, label="weights by hand")]
-        handles += [Line2D([], [], color=palette.get(name, _PAINTER), lw=1.4, label=f"learned: {name}") for name in names]
+        handles += [
+            Line2D([], [], color=palette.get(name, _PAINTER), lw=1.4, label=f"learned: {name}") for name in names
+        ]
         figure.legend(handles=handles, loc="outside lower left", ncols=5, frameon=False, fontsize=8.5)
         return svg_uri(figure)
 
@@ -254,9 +262,7 @@ def _grid(rows: int, columns: int, maps: Maps) -> tuple[Figure, np.ndarray]:
     y, x = next(iter([*maps.shared.values(), *(m for held in maps.methods.values() for m in held.values())])).shape
     tall = y * maps.spacing_mm[0] / (x * maps.spacing_mm[1])
     width = min(2.1, (_WIDTH - 0.8) / columns)
-    figure = Figure(
-        figsize=(width * columns + 0.8, (width * tall + 0.2) * rows + 0.3), layout="constrained", dpi=_DPI
-    )
+    figure = Figure(figsize=(width * columns + 0.8, (width * tall + 0.2) * rows + 0.3), layout="constrained", dpi=_DPI)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)  # type: ignore[union-attr, call-arg]
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:

@@ -8,7 +8,7 @@ Kendall's tau-b of two lists of the same methods, over all pairs:
 """
 
 from collections.abc import Mapping
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import isfinite, nan, sqrt
 
 import numpy as np
@@ -41,6 +41,11 @@ def mean(runs: Runs) -> float:
 
 def known(runs: Runs) -> bool:
     return bool(np.isfinite(runs).any())
+
+
+def ratio(above: Runs, below: Runs) -> Runs:
+    """Run by run; NaN where the denominator is 0."""
+    return np.divide(above, below, out=np.full(above.shape, nan), where=below != 0)
 
 
 def spread(runs: Runs, digits: int = 2) -> str:
@@ -82,13 +87,17 @@ def order_sentence(here: Mapping[str, Runs], paper: Mapping[str, float], what: s
     lost = [name for name in paper if name not in both]
     missing = f" No figure here of {', '.join(lost)}." if lost else ""
     if len(both) < 2:
-        return f"{what}: fewer than two of the paper's rows have a figure here, so there is no order to compare.{missing}"
+        return (
+            f"{what}: fewer than two of the paper's rows have a figure here, so there is no order to compare.{missing}"
+        )
     ours = {name: mean(here[name]) for name in both}
     theirs = {name: paper[name] for name in both}
     text = f"{what}: here {_ranks(ours)}; in the paper {_ranks(theirs)}. "
     tau = kendall(ours, theirs)
     pairs = len(both) * (len(both) - 1) // 2
-    text += f"Kendall's τ {number(tau)} ({pairs} pair{'s' if pairs > 1 else ''})." if isfinite(tau) else "No τ: all tied."
+    text += (
+        f"Kendall's τ {number(tau)} ({pairs} pair{'s' if pairs > 1 else ''})." if isfinite(tau) else "No τ: all tied."
+    )
     turned = []
     for a, b in combinations(sorted(both, key=lambda name: theirs[name]), 2):
         if theirs[a] < theirs[b] and ours[a] > ours[b]:
@@ -109,6 +118,6 @@ def _difference(runs: Runs) -> str:
 def _ranks(values: Mapping[str, float]) -> str:
     names = sorted(values, key=lambda name: values[name])
     text = names[0]
-    for before, name in zip(names, names[1:], strict=False):
+    for before, name in pairwise(names):
         text += f" {'=' if values[name] == values[before] else '<'} {name}"
     return text

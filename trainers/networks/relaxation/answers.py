@@ -5,8 +5,8 @@
     T = T_short (T_long / T_short)^sigmoid(u).
 
 `averaging` lets it say over which neighbourhood the images are to be averaged before the logarithm of their quotient is
-taken. The candidates are the two-point times of the images averaged over squares of several sizes, and `bounded`; the
-answer is their geometric mean with weights that the network chooses in every voxel,
+taken. The candidates are the two-point times of the images averaged over squares of several sizes; the answer is their
+geometric mean with weights that the network chooses in every voxel,
 
     T_k = t / log(mean_k I_first / mean_k I_later),        log T = sum_k w_k log T_k,        w = softmax(u).
 

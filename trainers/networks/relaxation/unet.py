@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from generators.config import Count
 from qsim.parameters import Parameter
@@ -104,7 +103,7 @@ class UNetMaps(nn.Module):
         self.contrast_of = [names.index(row.name) if row.name in names else None for row in parameters]
         self.scales = sum(each is not None for each in self.contrast_of)
         averaged = spec.answer == "averaging"
-        self.channels = [1 + len(spec.sizes) if averaged and c is not None else 1 for c in self.contrast_of]
+        self.channels = [len(spec.sizes) if averaged and c is not None else 1 for c in self.contrast_of]
         channels = 1 + len(joined)
         if spec.inputs == "two_point":
             channels += len(joined) * (len(spec.sizes) + 1)
@@ -116,7 +115,8 @@ class UNetMaps(nn.Module):
         with torch.no_grad():
             place = 0
             for within, width in zip(self.ranges, self.channels, strict=True):
-                first[place] = within.share()
+                # sizes begin with the same weight
+                first[place : place + width] = within.share() if width == 1 else 0.0
                 place += width
         # of each contrast that is learned; what the network answers is added to it
         self.log_scale = nn.Parameter(torch.full((scales,), LOG_SCALE), requires_grad=spec.scale == "constant")
@@ -134,15 +134,12 @@ class UNetMaps(nn.Module):
         answers = self.trunk(self._features(images, intervals, candidates))
         channels = answers[0]
         rows, place = [], 0
-        for i, (within, width) in enumerate(zip(self.ranges, self.channels, strict=True)):
-            said = within.value(channels[:, place])
-            contrast = self.contrast_of[i]
-            if contrast is not None and candidates is not None and width > 1:
-                # its own answer has the logit 0
-                weights = torch.softmax(functional.pad(channels[:, place + 1 : place + width], (0, 0, 0, 0, 1, 0)), 1)
-                times = torch.cat((torch.log(said)[:, None], candidates[:, contrast]), 1)
-                said = torch.exp((weights * times).sum(1))
-            rows.append(said)
+        for within, width, contrast in zip(self.ranges, self.channels, self.contrast_of, strict=True):
+            said = channels[:, place : place + width]
+            if self.spec.answer == "averaging" and contrast is not None and candidates is not None:
+                rows.append(torch.exp((torch.softmax(said, 1) * candidates[:, contrast]).sum(1)))
+            else:
+                rows.append(within.value(said[:, 0]))
             place += width
         found = {"rows": torch.stack(rows, 1)}
         around = self.log_scale[None, :, None, None]

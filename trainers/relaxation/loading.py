@@ -1,0 +1,371 @@
+"""From a trained relaxation network, or several, to an estimator of a series.
+
+A network sees one common image of a series and one later image of each contrast. It maps series of the relaxation times
+that it learned, with the times of its training:
+
+    inputs: two_point                 any time between the two images within the range of the training, 20 % margin
+    inputs: images, or two_stream     the times of the training, to 1 %: such a network is not told the time, or does
+                                      not see what follows from it
+
+A series of more images is refused: which of them the network shall see is the user's choice.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isclose, isfinite
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field, TypeAdapter, ValidationError
+from torch import Tensor
+
+from generators.config import GeneratorConfig
+from qsim.errors import InputError
+from qsim.estimators import Estimate
+from qsim.estimators.base import check_series
+from qsim.parameters import PARAMETERS, Parameter
+from qsim.signals import SpinLock, SpinLockT2Prep, T2Prep
+from qsim.signals.base import SignalModel
+from trainers.networks import RelaxationNetwork, UNetNetwork
+from trainers.networks.relaxation.answers import range_of
+from trainers.relaxation.cohort import ideal
+from trainers.relaxation.contrasts import Contrast, Input, contrasts, inputs, intervals
+from trainers.relaxation.estimator import RelaxationEstimator
+from trainers.relaxation.task import SelfSupervisedTask
+from trainers.relaxation.uncertainty import has_dropout
+from trainers.stored import Stored
+
+Units = Literal["delta", "literal"]
+_TIMES: TypeAdapter[SpinLock | T2Prep | SpinLockT2Prep] = TypeAdapter(
+    Annotated[SpinLock | T2Prep | SpinLockT2Prep, Field(discriminator="kind")]
+)
+# passes of Monte Carlo dropout (huang2022 section 3.4)
+_SAMPLES = 20
+# times that differ by less are the same [share]
+_SAME = 0.01
+# of a range of times, on both sides [share]; that of `RelaxationEstimator`
+_BEYOND = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRelaxation:
+    """Relaxation networks as an `Estimator` of a whole series, of which they see some images.
+
+    Attributes:
+        estimator: of these images.
+        model: signal model of the series.
+        images: numbers of the images that the networks see.
+        trained_on: data of the training; None: measured, or unknown.
+        notes: what a user should know of the answer, a sentence each.
+    """
+
+    estimator: RelaxationEstimator
+    model: SignalModel
+    images: tuple[int, ...]
+    trained_on: GeneratorConfig | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.estimator.name
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        return self.estimator.parameters
+
+    def renamed(self, name: str) -> "TrainedRelaxation":
+        """The same under another name in tables."""
+        return replace(self, estimator=replace(self.estimator, name=name))
+
+    def __call__(
+        self,
+        images: Float[Tensor, "n *space"],
+        sigma: float | Tensor | None = None,
+        mask: Bool[Tensor, "*space"] | None = None,
+        known: Mapping[str, Tensor] | None = None,
+    ) -> Estimate:
+        """Map a series of one slice (n, y, x) or a stack of slices (n, z, y, x), as `RelaxationEstimator` does.
+
+        Raises: InputError if the series does not fit the network.
+        """
+        try:
+            check_series(images, self.model)
+        except ValueError as error:
+            raise InputError(f"{error}; {self.name} was loaded for these times") from None
+        return self.estimator(images[list(self.images)], sigma=sigma, mask=mask, known=known)
+
+
+@dataclass(frozen=True, slots=True)
+class _Learned:
+    """What a network learned.
+
+    Attributes:
+        rows: of its answer.
+        joined: contrasts of the training.
+        shown: times between the common image and that of each contrast, of every input of the training [s].
+        told: whether it can use other times.
+    """
+
+    name: str
+    rows: tuple[Parameter, ...]
+    joined: tuple[Contrast, ...]
+    shown: tuple[tuple[float, ...], ...]
+    told: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the contrasts."""
+        return tuple(each.row.name for each in self.joined)
+
+    @property
+    def ranges(self) -> tuple[tuple[float, float], ...]:
+        """Shortest and longest time of each contrast [s]."""
+        return tuple((min(times), max(times)) for times in zip(*self.shown, strict=True))
+
+    def knows(self, times: tuple[float, ...]) -> bool:
+        """Whether it can map images that lie this far from the common one."""
+        if self.told:
+            ranges = zip(times, self.ranges, strict=True)
+            return all(low * (1 - _BEYOND) <= time <= high * (1 + _BEYOND) for time, (low, high) in ranges)
+        return any(all(map(_same, times, shown)) for shown in self.shown)
+
+
+def _same(time: float, other: float) -> bool:
+    return isclose(time, other, rel_tol=_SAME)
+
+
+def load_relaxation(
+    stored: Sequence[Stored],
+    model: SignalModel | None,
+    device: torch.device,
+    samples: int | None = None,
+    units: Units | None = None,
+    images: Sequence[int] | None = None,
+) -> TrainedRelaxation:
+    """Trained relaxation networks, ready to map.
+
+    Args:
+        stored: one network, or several that were trained alike as an ensemble.
+        model: of the series; None: that of the training, if it has one input.
+        samples: passes of Monte Carlo dropout; None: 20, or 0 of a network without dropout.
+        units: see `RelaxationEstimator`; None: delta.
+        images: numbers of the images that the networks see; None: the series holds just these.
+    Raises: InputError if the series does not fit the networks, or these do not fit one another.
+    """
+    first = stored[0]
+    trained = _times(first)
+    learned = _learned(first, trained)
+    for other in stored[1:]:
+        _check_alike(first, other)
+    if model is None:
+        model, images = _of_training(learned, trained, first, images)
+    chosen = _chosen(learned, model, images)
+    seen = _seen(learned, model, chosen)
+    network = first.config.mapping_network
+    assert isinstance(network, RelaxationNetwork), "the config has checked that task and network fit"
+    nets = tuple(
+        each.ready(network.build(trained, learned.rows, torch.Generator().manual_seed(0)), device) for each in stored
+    )
+    if samples is None:
+        samples = _SAMPLES if has_dropout(nets[0]) else 0
+    calibration, notes = _calibration(stored, units or "delta", learned.names)
+    # rows of other kinds have bounds of their own
+    within = {row.name: range_of(row, network.shortest, network.longest) for row in learned.rows}
+    estimator = RelaxationEstimator(
+        name=learned.name,
+        nets=nets,
+        model=seen,
+        rows=learned.rows,
+        samples=samples,
+        units=units or "delta",
+        calibration=calibration,
+        device=device,
+        bf16=first.header["precision"] == "bf16",
+        trained_intervals=learned.ranges if learned.told else None,
+        bounds={name: (each.low, each.high) for name, each in within.items()},
+    )
+    return TrainedRelaxation(estimator, model, chosen, _data(first), notes)
+
+
+def _times(stored: Stored) -> SignalModel:
+    """Ideal decay of the series of the training."""
+    if "times" not in stored.header:
+        raise InputError(f"{stored.path}: does not say the times of its training; train it again with this version")
+    try:
+        return _TIMES.validate_python(stored.header["times"])
+    except ValidationError as error:
+        raise InputError(
+            f"{stored.path}: the times of its training cannot be read ({error.errors()[0]['msg']}); train it again"
+        ) from None
+
+
+def _learned(stored: Stored, trained: SignalModel) -> _Learned:
+    task, network = stored.config.mapping_task, stored.config.mapping_network
+    assert isinstance(task, SelfSupervisedTask), "only such networks are loaded here"
+    joined = contrasts(trained)
+    shown = tuple(intervals(each, joined) for each in task.inputs or inputs(trained))
+    rows = tuple(PARAMETERS[name] for name in stored.header["parameters"])
+    told = isinstance(network, UNetNetwork) and network.inputs == "two_point"
+    return _Learned(task.kind, rows, joined, shown, told)
+
+
+def _check_alike(first: Stored, other: Stored) -> None:
+    """Refuse an ensemble of networks that do not answer the same question in the same way."""
+    ours, theirs = (
+        {
+            "network": each.config.mapping_network,
+            "rows": each.header["parameters"],
+            "times": each.header.get("times"),
+            "task.inputs": getattr(each.config.mapping_task, "inputs", None),
+            "task.kind": each.config.mapping_task.kind,
+            "precision": each.header["precision"],
+        }
+        for each in (first, other)
+    )
+    differ = [name for name in ours if ours[name] != theirs[name]]
+    if differ:
+        raise InputError(
+            f"{other.path}: differs from {first.path} in {', '.join(differ)}; "
+            "take networks as an ensemble that were trained alike, with another seed or fold"
+        )
+
+
+def _of_training(
+    learned: _Learned, trained: SignalModel, stored: Stored, images: Sequence[int] | None
+) -> tuple[SignalModel, Sequence[int]]:
+    """The series of the training, and its only input."""
+    task = stored.config.mapping_task
+    assert isinstance(task, SelfSupervisedTask), "only such networks are loaded here"
+    found = task.inputs or inputs(trained)
+    if images is not None:
+        return trained, images
+    if len(found) > 1:
+        raise InputError(
+            f"model: {learned.name} was trained on {_list(learned)} between the images; "
+            "give the signal model of the series, which says the times at hand"
+        )
+    return trained, found[0]
+
+
+def _chosen(learned: _Learned, model: SignalModel, images: Sequence[int] | None) -> tuple[int, ...]:
+    """Numbers of the images that the network sees."""
+    wanted = 1 + len(learned.joined)
+    here = tuple(each.row.name for each in contrasts(model))
+    if not set(learned.names) <= set(here):
+        raise InputError(_other(learned, here))
+    if images is None:
+        if model.n_images == wanted:
+            return tuple(range(wanted))
+        raise InputError(
+            f"images: {learned.name} maps {' and '.join(learned.names)} from {wanted} images, and the series holds "
+            f"{model.n_images}; choose the common first one and one later of each by their numbers from 0"
+            f"{_example(learned, model)}"
+        )
+    chosen = tuple(images)
+    wrong = [i for i in chosen if not 0 <= i < model.n_images]
+    if wrong or len(set(chosen)) != wanted or len(chosen) != wanted:
+        raise InputError(
+            f"images: got {','.join(map(str, chosen))}; wanted {wanted} different ones of the series, "
+            f"0 to {model.n_images - 1}{_example(learned, model)}"
+        )
+    return chosen
+
+
+def _seen(learned: _Learned, model: SignalModel, chosen: tuple[int, ...]) -> SignalModel:
+    """Ideal decay of the images that the network sees."""
+    try:
+        seen = _part(model, chosen)
+        here = tuple(each.row.name for each in contrasts(seen))
+        found: Input | None = inputs(seen)[0]
+    except ValueError:
+        here, found = learned.names, None
+    if here != learned.names:
+        raise InputError(_other(learned, here))
+    times = (0.0,) if found is None else intervals(found, contrasts(seen))
+    if found is None or len(found) != len(chosen) or min(times) <= 0:
+        raise InputError(
+            f"images: {','.join(map(str, chosen))} are not one image that all contrasts share and one later of "
+            f"{' and of '.join(learned.names)}; choose such ones{_example(learned, model)}"
+        )
+    if not learned.knows(times):
+        raise InputError(
+            f"times: {_said(times)} lie between the images, and {learned.name} was trained on {_list(learned)}; "
+            f"take images that far apart{_example(learned, model)}, or a network of these times"
+        )
+    return seen
+
+
+def _part(model: SignalModel, chosen: tuple[int, ...]) -> SignalModel:
+    """Ideal decay of some images of a series.
+
+    Raises: ValueError if these cannot be told apart.
+    """
+    if isinstance(model, SpinLockT2Prep):
+        tsl, te = tuple(model.tsl[i] for i in chosen), tuple(model.te_prep[i] for i in chosen)
+        if len(set(te)) == 1:
+            return SpinLock(tsl=tsl)
+        return T2Prep(te_prep=te) if len(set(tsl)) == 1 else SpinLockT2Prep(tsl=tsl, te_prep=te)
+    (whole,) = contrasts(model)
+    return ideal(Contrast(whole.row, chosen, tuple(whole.time(i) for i in chosen)))
+
+
+def _other(learned: _Learned, here: tuple[str, ...]) -> str:
+    ours, theirs = " and ".join(learned.names), " and ".join(here)
+    return (
+        f"model: {learned.name} learned {ours}, and these images tell {theirs}; "
+        f"these are not the same property of tissue: take a network of {theirs}, or a series of {ours}"
+    )
+
+
+def _example(learned: _Learned, model: SignalModel) -> str:
+    """Images of the series that the network can map; empty if there are none."""
+    here = {each.row.name: each for each in contrasts(model)}
+    joined = tuple(here[name] for name in learned.names)
+    for later in zip(*(each.images[1:] for each in joined), strict=False):
+        found = (joined[0].images[0], *later)
+        if all(each.images[0] == found[0] for each in joined) and learned.knows(intervals(found, joined)):
+            return f", for example images={','.join(map(str, found))} ({_said(intervals(found, joined))} apart)"
+    return ""
+
+
+def _said(times: Sequence[float]) -> str:
+    return " and ".join(f"{1e3 * time:g}" for time in times) + " ms"
+
+
+def _list(learned: _Learned) -> str:
+    """The times of the training, in words."""
+    if learned.told:
+        return " and ".join(f"{1e3 * low:g} to {1e3 * high:g} ms" for low, high in learned.ranges)
+    return ", ".join(_said(each) for each in learned.shown) + " alone"
+
+
+def _calibration(
+    stored: Sequence[Stored], units: Units, rows: tuple[str, ...]
+) -> tuple[Mapping[str, float], tuple[str, ...]]:
+    """Factors of the standard deviations by row, and what is to be said of them."""
+    if units == "literal":
+        return {}, (
+            "units: literal: the aleatoric part is in units of the normalised signal, not of the map, as huang2022 "
+            "Eq. 9 has it; the total adds both parts as they are, and nothing is calibrated",
+        )
+    if len(stored) > 1:
+        return {}, ("the standard deviations of this ensemble are not calibrated; factors of its networks do not hold",)
+    given = stored[0].header.get("calibration", {})
+    if not isinstance(given, Mapping) or not all(_positive(factor) for factor in given.values()):
+        raise InputError(f"{stored[0].path}: calibration must hold a positive factor for each row, got {given!r}")
+    unknown = [name for name in given if name not in rows]
+    if unknown:
+        raise InputError(f"{stored[0].path}: calibration.{unknown[0]}: the network has {', '.join(rows)}")
+    missing = [name for name in rows if name not in given]
+    said = f"the standard deviations of {' and '.join(missing)} are not calibrated"
+    return {name: float(factor) for name, factor in given.items()}, ((said,) if missing else ())
+
+
+def _positive(factor: object) -> bool:
+    return isinstance(factor, int | float) and not isinstance(factor, bool) and isfinite(factor) and factor > 0
+
+
+def _data(stored: Stored) -> GeneratorConfig | None:
+    plain = stored.header.get("generator") or stored.header["cohort"].get("generate")
+    return None if plain is None else stored.generator(plain)
