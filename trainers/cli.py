@@ -43,6 +43,7 @@ class Registry(StrEnum):
     ARTEFACTS = "artefacts"
     ESTIMATORS = "estimators"
     NETWORKS = "networks"
+    SHIPPED = "shipped"
     STUDIES = "studies"
 
 

@@ -1,5 +1,6 @@
 """What configs can name, collected from the registries of the four packages."""
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,6 +12,7 @@ from qsim.estimators import ESTIMATORS, installed, method_options
 from qsim.kspace import ARTEFACTS
 from qsim.signals import MODELS
 from trainers.config import TrainConfig
+from trainers.infer import shipped
 from trainers.networks import NETWORKS
 from trainers.studies.registry import STUDIES, study_schema
 
@@ -33,8 +35,15 @@ def registries() -> dict[str, dict[str, str]]:
             **{name: f"installed: {where}" for name, where in installed().items()},
         },
         "networks": {_kind(cls): _first_line(cls) for cls in NETWORKS},
+        "shipped": {name: _of_card(file) for name, file in shipped().items()},
         "studies": {kind: study.text for kind, study in STUDIES.items()},
     }
+
+
+def _of_card(file: Path) -> str:
+    """The sentence below the head of a shipped network's card."""
+    lines = file.with_suffix(".md").read_text(encoding="utf-8").splitlines()
+    return next((line.strip() for line in lines if line.strip() and not line.startswith("#")), "")
 
 
 def _kind(cls: type) -> str:

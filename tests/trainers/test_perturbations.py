@@ -133,20 +133,17 @@ def test_square_lies_in_the_middle_of_the_liver_and_is_constant_over_the_times()
 def test_square_goes_where_it_fits_nearest_to_the_centre_of_the_largest_part():
     given = cohort(slices=2)
     roi = torch.zeros_like(given.roi)
-    # an L: its centre of mass lies outside of it; a part of another place is smaller
+    # an L, whose centre of mass lies outside of it; and a smaller part elsewhere
     roi[0, 5:45, 5:15] = True
     roi[0, 35:45, 5:60] = True
+    middle = np.argwhere(roi[0].numpy()).mean(0)
+    assert not roi[0][tuple(middle.round().astype(int))]
     roi[0, 5:20, 40:60] = True
     found = BrightSquare(side=10)(replace(given, roi=roi), (0, 1), 0)
     rows, columns = np.nonzero(found.where[0].numpy())
     assert found.where[0].sum() == 100
     assert bool(roi[0][found.where[0]].all())
-    # by hand, over all places of the bar (5 + 10 columns from the left, row 35) and of the stem (column 5)
-    mass = np.argwhere(
-        roi[0].numpy() & ~(np.indices((HEIGHT, WIDTH))[0] < 20)
-        | (roi[0].numpy() & (np.indices((HEIGHT, WIDTH))[1] < 15))
-    )
-    middle = mass.mean(0)
+    # by hand: a square of 10 can stand at every row of the stem and every column of the bar
     places = [(y, 5) for y in range(5, 36)] + [(35, x) for x in range(5, 51)]
     best = min(places, key=lambda at: (at[0] + 4.5 - middle[0]) ** 2 + (at[1] + 4.5 - middle[1]) ** 2)
     assert (rows.min(), columns.min()) == best

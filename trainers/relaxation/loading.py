@@ -1,51 +1,39 @@
 """From a trained relaxation network, or several, to an estimator of a series.
 
 A network sees one common image of a series and one later image of each contrast. It maps series of the relaxation times
-that it learned, with the times of its training:
-
-    inputs: two_point                 any time between the two images within the range of the training, 20 % margin
-    inputs: images, or two_stream     the times of the training, to 1 %: such a network is not told the time, or does
-                                      not see what follows from it
+that it learned, with the times of its training (`learned.py`).
 
 A series of more images is refused: which of them the network shall see is the user's choice.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isclose, isfinite
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from generators.config import GeneratorConfig
 from qsim.errors import InputError
 from qsim.estimators import Estimate
 from qsim.estimators.base import check_series
-from qsim.parameters import PARAMETERS, Parameter
+from qsim.parameters import Parameter
 from qsim.signals import SpinLock, SpinLockT2Prep, T2Prep
 from qsim.signals.base import SignalModel
-from trainers.networks import RelaxationNetwork, UNetNetwork
+from trainers.networks import RelaxationNetwork
 from trainers.networks.relaxation.answers import range_of
 from trainers.relaxation.cohort import ideal
 from trainers.relaxation.contrasts import Contrast, Input, contrasts, inputs, intervals
 from trainers.relaxation.estimator import RelaxationEstimator
+from trainers.relaxation.learned import Learned, check_alike, check_calibration, data_of, learned_of, said, times_of
 from trainers.relaxation.task import SelfSupervisedTask
 from trainers.relaxation.uncertainty import has_dropout
 from trainers.stored import Stored
 
 Units = Literal["delta", "literal"]
-_TIMES: TypeAdapter[SpinLock | T2Prep | SpinLockT2Prep] = TypeAdapter(
-    Annotated[SpinLock | T2Prep | SpinLockT2Prep, Field(discriminator="kind")]
-)
 # passes of Monte Carlo dropout (huang2022 section 3.4)
 _SAMPLES = 20
-# times that differ by less are the same [share]
-_SAME = 0.01
-# of a range of times, on both sides [share]; that of `RelaxationEstimator`
-_BEYOND = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,45 +84,6 @@ class TrainedRelaxation:
         return self.estimator(images[list(self.images)], sigma=sigma, mask=mask, known=known)
 
 
-@dataclass(frozen=True, slots=True)
-class _Learned:
-    """What a network learned.
-
-    Attributes:
-        rows: of its answer.
-        joined: contrasts of the training.
-        shown: times between the common image and that of each contrast, of every input of the training [s].
-        told: whether it can use other times.
-    """
-
-    name: str
-    rows: tuple[Parameter, ...]
-    joined: tuple[Contrast, ...]
-    shown: tuple[tuple[float, ...], ...]
-    told: bool
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the contrasts."""
-        return tuple(each.row.name for each in self.joined)
-
-    @property
-    def ranges(self) -> tuple[tuple[float, float], ...]:
-        """Shortest and longest time of each contrast [s]."""
-        return tuple((min(times), max(times)) for times in zip(*self.shown, strict=True))
-
-    def knows(self, times: tuple[float, ...]) -> bool:
-        """Whether it can map images that lie this far from the common one."""
-        if self.told:
-            ranges = zip(times, self.ranges, strict=True)
-            return all(low * (1 - _BEYOND) <= time <= high * (1 + _BEYOND) for time, (low, high) in ranges)
-        return any(all(map(_same, times, shown)) for shown in self.shown)
-
-
-def _same(time: float, other: float) -> bool:
-    return isclose(time, other, rel_tol=_SAME)
-
-
 def load_relaxation(
     stored: Sequence[Stored],
     model: SignalModel | None,
@@ -154,10 +103,9 @@ def load_relaxation(
     Raises: InputError if the series does not fit the networks, or these do not fit one another.
     """
     first = stored[0]
-    trained = _times(first)
-    learned = _learned(first, trained)
+    trained, learned = times_of(first), learned_of(first)
     for other in stored[1:]:
-        _check_alike(first, other)
+        check_alike(first, other)
     if model is None:
         model, images = _of_training(learned, trained, first, images)
     chosen = _chosen(learned, model, images)
@@ -169,7 +117,7 @@ def load_relaxation(
     )
     if samples is None:
         samples = _SAMPLES if has_dropout(nets[0]) else 0
-    calibration, notes = _calibration(stored, units or "delta", learned.names)
+    calibration, notes = _calibration(stored, units or "delta", tuple(row.name for row in learned.rows))
     # rows of other kinds have bounds of their own
     within = {row.name: range_of(row, network.shortest, network.longest) for row in learned.rows}
     estimator = RelaxationEstimator(
@@ -185,54 +133,11 @@ def load_relaxation(
         trained_intervals=learned.ranges if learned.told else None,
         bounds={name: (each.low, each.high) for name, each in within.items()},
     )
-    return TrainedRelaxation(estimator, model, chosen, _data(first), notes)
-
-
-def _times(stored: Stored) -> SignalModel:
-    """Ideal decay of the series of the training."""
-    if "times" not in stored.header:
-        raise InputError(f"{stored.path}: does not say the times of its training; train it again with this version")
-    try:
-        return _TIMES.validate_python(stored.header["times"])
-    except ValidationError as error:
-        raise InputError(
-            f"{stored.path}: the times of its training cannot be read ({error.errors()[0]['msg']}); train it again"
-        ) from None
-
-
-def _learned(stored: Stored, trained: SignalModel) -> _Learned:
-    task, network = stored.config.mapping_task, stored.config.mapping_network
-    assert isinstance(task, SelfSupervisedTask), "only such networks are loaded here"
-    joined = contrasts(trained)
-    shown = tuple(intervals(each, joined) for each in task.inputs or inputs(trained))
-    rows = tuple(PARAMETERS[name] for name in stored.header["parameters"])
-    told = isinstance(network, UNetNetwork) and network.inputs == "two_point"
-    return _Learned(task.kind, rows, joined, shown, told)
-
-
-def _check_alike(first: Stored, other: Stored) -> None:
-    """Refuse an ensemble of networks that do not answer the same question in the same way."""
-    ours, theirs = (
-        {
-            "network": each.config.mapping_network,
-            "rows": each.header["parameters"],
-            "times": each.header.get("times"),
-            "task.inputs": getattr(each.config.mapping_task, "inputs", None),
-            "task.kind": each.config.mapping_task.kind,
-            "precision": each.header["precision"],
-        }
-        for each in (first, other)
-    )
-    differ = [name for name in ours if ours[name] != theirs[name]]
-    if differ:
-        raise InputError(
-            f"{other.path}: differs from {first.path} in {', '.join(differ)}; "
-            "take networks as an ensemble that were trained alike, with another seed or fold"
-        )
+    return TrainedRelaxation(estimator, model, chosen, data_of(first), notes)
 
 
 def _of_training(
-    learned: _Learned, trained: SignalModel, stored: Stored, images: Sequence[int] | None
+    learned: Learned, trained: SignalModel, stored: Stored, images: Sequence[int] | None
 ) -> tuple[SignalModel, Sequence[int]]:
     """The series of the training, and its only input."""
     task = stored.config.mapping_task
@@ -242,13 +147,13 @@ def _of_training(
         return trained, images
     if len(found) > 1:
         raise InputError(
-            f"model: {learned.name} was trained on {_list(learned)} between the images; "
+            f"model: {learned.name} was trained on {learned.times_text} between the images; "
             "give the signal model of the series, which says the times at hand"
         )
     return trained, found[0]
 
 
-def _chosen(learned: _Learned, model: SignalModel, images: Sequence[int] | None) -> tuple[int, ...]:
+def _chosen(learned: Learned, model: SignalModel, images: Sequence[int] | None) -> tuple[int, ...]:
     """Numbers of the images that the network sees."""
     wanted = 1 + len(learned.joined)
     here = tuple(each.row.name for each in contrasts(model))
@@ -272,7 +177,7 @@ def _chosen(learned: _Learned, model: SignalModel, images: Sequence[int] | None)
     return chosen
 
 
-def _seen(learned: _Learned, model: SignalModel, chosen: tuple[int, ...]) -> SignalModel:
+def _seen(learned: Learned, model: SignalModel, chosen: tuple[int, ...]) -> SignalModel:
     """Ideal decay of the images that the network sees."""
     try:
         seen = _part(model, chosen)
@@ -290,7 +195,7 @@ def _seen(learned: _Learned, model: SignalModel, chosen: tuple[int, ...]) -> Sig
         )
     if not learned.knows(times):
         raise InputError(
-            f"times: {_said(times)} lie between the images, and {learned.name} was trained on {_list(learned)}; "
+            f"times: {said(times)} lie between the images, and {learned.name} was trained on {learned.times_text}; "
             f"take images that far apart{_example(learned, model)}, or a network of these times"
         )
     return seen
@@ -310,7 +215,7 @@ def _part(model: SignalModel, chosen: tuple[int, ...]) -> SignalModel:
     return ideal(Contrast(whole.row, chosen, tuple(whole.time(i) for i in chosen)))
 
 
-def _other(learned: _Learned, here: tuple[str, ...]) -> str:
+def _other(learned: Learned, here: tuple[str, ...]) -> str:
     ours, theirs = " and ".join(learned.names), " and ".join(here)
     return (
         f"model: {learned.name} learned {ours}, and these images tell {theirs}; "
@@ -318,26 +223,15 @@ def _other(learned: _Learned, here: tuple[str, ...]) -> str:
     )
 
 
-def _example(learned: _Learned, model: SignalModel) -> str:
+def _example(learned: Learned, model: SignalModel) -> str:
     """Images of the series that the network can map; empty if there are none."""
     here = {each.row.name: each for each in contrasts(model)}
     joined = tuple(here[name] for name in learned.names)
     for later in zip(*(each.images[1:] for each in joined), strict=False):
         found = (joined[0].images[0], *later)
         if all(each.images[0] == found[0] for each in joined) and learned.knows(intervals(found, joined)):
-            return f", for example images={','.join(map(str, found))} ({_said(intervals(found, joined))} apart)"
+            return f", for example images={','.join(map(str, found))} ({said(intervals(found, joined))} apart)"
     return ""
-
-
-def _said(times: Sequence[float]) -> str:
-    return " and ".join(f"{1e3 * time:g}" for time in times) + " ms"
-
-
-def _list(learned: _Learned) -> str:
-    """The times of the training, in words."""
-    if learned.told:
-        return " and ".join(f"{1e3 * low:g} to {1e3 * high:g} ms" for low, high in learned.ranges)
-    return ", ".join(_said(each) for each in learned.shown) + " alone"
 
 
 def _calibration(
@@ -352,20 +246,7 @@ def _calibration(
     if len(stored) > 1:
         return {}, ("the standard deviations of this ensemble are not calibrated; factors of its networks do not hold",)
     given = stored[0].header.get("calibration", {})
-    if not isinstance(given, Mapping) or not all(_positive(factor) for factor in given.values()):
-        raise InputError(f"{stored[0].path}: calibration must hold a positive factor for each row, got {given!r}")
-    unknown = [name for name in given if name not in rows]
-    if unknown:
-        raise InputError(f"{stored[0].path}: calibration.{unknown[0]}: the network has {', '.join(rows)}")
+    check_calibration(stored[0].path, given, rows)
     missing = [name for name in rows if name not in given]
-    said = f"the standard deviations of {' and '.join(missing)} are not calibrated"
-    return {name: float(factor) for name, factor in given.items()}, ((said,) if missing else ())
-
-
-def _positive(factor: object) -> bool:
-    return isinstance(factor, int | float) and not isinstance(factor, bool) and isfinite(factor) and factor > 0
-
-
-def _data(stored: Stored) -> GeneratorConfig | None:
-    plain = stored.header.get("generator") or stored.header["cohort"].get("generate")
-    return None if plain is None else stored.generator(plain)
+    words = f"the standard deviations of {' and '.join(missing)} are not calibrated"
+    return {name: float(factor) for name, factor in given.items()}, ((words,) if missing else ())

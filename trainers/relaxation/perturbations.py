@@ -144,7 +144,7 @@ class BrightSquare:
     place: Literal["roi"] = "roi"
 
     def __post_init__(self) -> None:
-        _positive({"side": self.side, "brightness": self.brightness})
+        _positive({"side": float(self.side), "brightness": self.brightness})
 
     @property
     def name(self) -> str:

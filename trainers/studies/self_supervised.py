@@ -19,9 +19,10 @@ from jaxtyping import Float
 from torch import nn
 
 from qsim.evaluation.blocks import Arrays
+from qsim.evaluation.calibration import SdCalibration
 from qsim.evaluation.metrics import over_draws
 from qsim.evaluation.pages.cohort_page import cohort_page
-from qsim.evaluation.studies.cohort_maps import calibrate, calibrated, curves, judge
+from qsim.evaluation.studies.cohort_maps import calibrate_by_sd, calibrated, curves, judge
 from qsim.evaluation.studies.cohort_reference import MS, Answer, Reference
 from qsim.evaluation.studies.cohort_results import CohortResults, Curve, Figure, Maps
 from qsim.evaluation.table import ALL, Row
@@ -244,20 +245,22 @@ def _judged(job: _Job, members: Sequence[Trained], fold: int, name: str, *, firs
             if k == middle and first:
                 found.maps(name, row, answer, _shown(against[row]))
     for row, factor in factors.items():
-        found.values[Figure("calibrated", name, "mean", "", row, "factor")] = factor
+        found.arrays[_BAR.join(("calibration", name, row))] = np.array([factor.sd, factor.factor])
     if one.entry.perturbed:
         _perturb(config, found, one, nets, split, name, first=first)
     return found.packed()
 
 
-def _factors(config: SelfSupervisedConfig, one: Trained, nets: Sequence[nn.Module], split: Split) -> dict[str, float]:
+def _factors(
+    config: SelfSupervisedConfig, one: Trained, nets: Sequence[nn.Module], split: Split
+) -> dict[str, SdCalibration]:
     """Of the SDs of each row, with which the intervals hold on the validation subjects, all inputs together."""
     cohort = cohort_of(config.cohort)
     against = references(config.cohort, split.calibrated)
     series = series_of(one, cohort.images[list(split.calibrated)], cohort.model)
     said = [answers(one, series, chosen, nets) for chosen in one.inputs]
     return {
-        row: calibrate(
+        row: calibrate_by_sd(
             [each[row] for each in said], [against[row]] * len(said), region="body", against=config.calibrate
         )
         for row in said[0]

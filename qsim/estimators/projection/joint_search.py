@@ -37,7 +37,7 @@ _VOXELS, _PART = 8192, 512
 _DEVICE_VOXELS = 1 << 15
 # rounding of the products with the nodes, as a part of |S|
 _ROUNDING = 2e-5
-_STEPS = 60
+_STEPS = 150
 # a Newton step that gains less than this part of the objective, or of the sum of squares (rounding), is the last
 _RELATIVE, _EXACT = 1e-11, 1e-28
 # damping: the first, below which there is none, and beyond which no step descends

@@ -6,10 +6,11 @@ from math import inf, isfinite
 from typing import NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
 from qsim.evaluation.metrics import over_draws
 from qsim.evaluation.pages.cohort_joint import corrupted, loss_of, manual_weights
-from qsim.evaluation.pages.cohort_order import Runs, mean, ratio, spread
+from qsim.evaluation.pages.cohort_order import Runs, cell, mean, ratio
 from qsim.evaluation.pages.cohort_papers import CONSTANT, TWO_POINT, against, second
 from qsim.evaluation.pages.cohort_trust import CALIBRATED, epistemic, noise_levels, perturbed, region_of
 from qsim.evaluation.pages.content import plain
@@ -54,23 +55,33 @@ def aims(results: CohortResults) -> list[Aim]:
 
 
 def aims_table(found: Sequence[Aim]) -> Grid:
+    """A line for each number, a column for each method; the aims that the mean meets are marked."""
+    methods = list(dict.fromkeys(aim.method for aim in found))
+    numbers = {aim.what: aim for aim in found}
     lines: list[list[Words]] = []
     met = set()
-    for row, aim in enumerate(found):
-        scale = aim.factor
-        ends = [f"at least {scale * aim.low:g}"] if isfinite(aim.low) and not isfinite(aim.high) else []
-        ends = ends or ([f"at most {scale * aim.high:g}"] if not isfinite(aim.low) else [])
-        ends = ends or [f"{scale * aim.low:g} to {scale * aim.high:g}"]
-        n = int(np.isfinite(aim.runs).sum())
-        word, over = "yes" if aim.met else "no", over_draws(aim.runs)
-        inside = aim.low <= over.low and over.high <= aim.high
-        outside = over.high < aim.low or over.low > aim.high
-        sure = "–" if not isfinite(over.low) else "yes" if inside or outside else "no"
-        lines.append([aim.method, aim.what, ends[0], spread(scale * aim.runs, 3), str(n), word, sure])
-        if aim.met:
-            met.add((row, 5))
-    heads = ["method", "number", "aim", "here", "runs", "met", "beyond the interval"]
-    return Grid(heads, lines, names=2, best=met)
+    for row, (what, like) in enumerate(numbers.items()):
+        line: list[Words] = [what, _range(like)]
+        for column, method in enumerate(methods):
+            own = next((aim for aim in found if (aim.method, aim.what) == (method, what)), None)
+            if own is None:
+                line.append("–")
+                continue
+            over = over_draws(own.runs)
+            unsettled = over.low < own.low <= over.high or over.low <= own.high < over.high
+            word = f"{'met' if own.met else 'missed'}{', unsettled' if unsettled else ''}"
+            line.append(Markup("{}<small>{}</small>").format(cell(own.runs, own.factor), word))
+            if own.met:
+                met.add((row, column + 2))
+        lines.append(line)
+    return Grid(["number", "aim", *methods], lines, best=met)
+
+
+def _range(aim: Aim) -> str:
+    low, high = aim.factor * aim.low, aim.factor * aim.high
+    if not isfinite(high):
+        return f"at least {low:g}"
+    return f"{low:g} to {high:g}" if isfinite(low) else f"at most {high:g}"
 
 
 def _single(results: CohortResults) -> Iterator[Aim]:
@@ -144,7 +155,7 @@ def _several(results: CohortResults) -> Iterator[Aim]:
             yield Aim(name, f"growth of the RMAE of {plain('T1RHO')}, {what} [%]", lost, -inf, 5.0)
             if "baseline" in methods:
                 base = loss_of(results, "baseline", methods["baseline"], "T1RHO")
-                beside = f"that growth less half of baseline's, {what} [%]"
+                beside = f"growth of the RMAE of {plain('T1RHO')} less half of baseline's, {what} [%]"
                 yield Aim(name, beside, lost - base / 2, -inf, 0.0)
 
 

@@ -21,7 +21,7 @@ from qsim.evaluation.studies.cohort_results import Curve, Maps
 # of what is drawn as pixels within a vector figure
 _DPI = 160
 _BACKGROUND = "#20242b"
-_ROI, _OTHER = "#39ff6a", "#ffb000"
+_ROI, _OTHER = "#ffffff", "#ffb000"
 _GRAY = "#777777"
 _COLUMNS = 6
 _WIDTH = 10.6
@@ -57,7 +57,7 @@ def map_figure(maps: Maps, parameter: str, methods: Sequence[str]) -> str:
     columns = min(_COLUMNS, len(panels))
     blocks = -(-len(panels) // columns)
     with mpl.rc_context(STYLE):
-        figure, axes = _grid(2 * blocks, columns, maps)
+        figure, axes = _grid(2 * blocks, columns, maps, blocks)
         picture = difference = None
         for i, ((name, values), error) in enumerate(zip(panels, errors, strict=True)):
             top, below = axes[2 * (i // columns), i % columns], axes[2 * (i // columns) + 1, i % columns]
@@ -70,7 +70,7 @@ def map_figure(maps: Maps, parameter: str, methods: Sequence[str]) -> str:
             _outline(top, maps)
             if error is not None:
                 difference = _show(below, error, maps, ListedColormap(diverging()), -reach, reach)
-                _outline(below, maps, "#222222")
+                _outline(below, maps)
         if picture is not None:
             _bar(figure, picture, axes, f"{mathtext(parameter)} [ms]", "both")
         if difference is not None:
@@ -93,7 +93,7 @@ def uncertainty_figure(maps: Maps, parameter: str, methods: Sequence[str]) -> st
     symbol = mathtext(parameter)
     heads = [f"{symbol} [ms]", "|error| [ms]", "aleatoric SD [ms]", "epistemic SD [ms]", "total SD [ms]"]
     with mpl.rc_context(STYLE):
-        figure, axes = _grid(len(lines), len(heads), maps)
+        figure, axes = _grid(len(lines), len(heads), maps, len(lines) + 3)
         for column, head in enumerate(heads):
             shown = [each[column] for _, each in lines]
             there = [values for values in shown if values is not None]
@@ -133,7 +133,7 @@ def before_after_figure(before: Maps | None, after: Maps, methods: Sequence[str]
     ]
     high = _reach(everything, after, 99.5)
     with mpl.rc_context(STYLE):
-        figure, axes = _grid(len(sides), 1 + len(names), after)
+        figure, axes = _grid(len(sides), 1 + len(names), after, len(sides))
         picture = None
         bright = float(np.nanpercentile(after.shared["image"], 99.8)) if "image" in after.shared else 1.0
         for line, (side, held) in zip(axes, sides, strict=True):
@@ -257,12 +257,14 @@ def _line(axis: Axes, held: Mapping[float, Interval], colour: str) -> None:
     )
 
 
-def _grid(rows: int, columns: int, maps: Maps) -> tuple[Figure, np.ndarray]:
-    """Axes for maps: a column as wide as fits the page, rows as high as the slice is."""
+def _grid(rows: int, columns: int, maps: Maps, titles: int) -> tuple[Figure, np.ndarray]:
+    """Axes for maps: a column as wide as fits the page, rows as high as the slice is, and lines of titles."""
     y, x = next(iter([*maps.shared.values(), *(m for held in maps.methods.values() for m in held.values())])).shape
     tall = y * maps.spacing_mm[0] / (x * maps.spacing_mm[1])
     width = min(2.1, (_WIDTH - 0.8) / columns)
-    figure = Figure(figsize=(width * columns + 0.8, (width * tall + 0.2) * rows + 0.3), layout="constrained", dpi=_DPI)
+    figure = Figure(
+        figsize=(width * columns + 0.8, width * tall * rows + 0.22 * titles + 0.2), layout="constrained", dpi=_DPI
+    )
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)  # type: ignore[union-attr, call-arg]
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
@@ -282,6 +284,8 @@ def _show(
 def _outline(axis: Axes, maps: Maps, colour: str = _ROI, name: str = "roi") -> None:
     mask = maps.shared.get(name)
     if mask is not None and 0 < np.count_nonzero(mask) < mask.size:
+        # a dark rim, seen on light maps
+        axis.contour(mask > 0, levels=[0.5], colors=["black"], linewidths=1.8, alpha=0.6)
         axis.contour(mask > 0, levels=[0.5], colors=[colour], linewidths=0.8)
 
 

@@ -19,7 +19,7 @@ from qsim.evaluation.pages.cohort_papers import (
 )
 from qsim.evaluation.pages.cohort_published import CORRUPTED_2023, METHODS_2023, SECONDS_2023
 from qsim.evaluation.pages.content import plain
-from qsim.evaluation.pages.heat_report import Block, Grid, Picture, Section, Text, Words
+from qsim.evaluation.pages.heat_report import Block, Grid, Picture, Points, Section, Text, Words
 from qsim.evaluation.pages.summary import number
 from qsim.evaluation.studies.cohort_results import CohortResults
 
@@ -36,7 +36,7 @@ def _methods_2023(results: CohortResults) -> Section | None:
     if len(methods) < 2:
         return None
     grid, said = table(results, methods, results.parameters, METHODS_2023)
-    return Section("Methods (huang2023 Table II)", [grid, caption_of(results, METHODS_2023), *said])
+    return Section("Methods (huang2023 Table II)", [grid, caption_of(results, METHODS_2023), Points(said)])
 
 
 def manual_weights(results: CohortResults) -> dict[str, float]:
@@ -116,7 +116,7 @@ def _corrupted_2023(results: CohortResults) -> Section | None:
         groups.append((f"RMAE of {plain(p)}", len(kinds) + 3))
     lines: list[list[Words]] = []
     best: set[tuple[int, int]] = set()
-    said: list[Block] = []
+    said: list[Words] = []
     for what, methods in done.items():
         printed = CORRUPTED_2023.get(what)
         first = len(lines)
@@ -136,15 +136,17 @@ def _corrupted_2023(results: CohortResults) -> Section | None:
             if printed and (theirs_all := printed.column(p)):
                 here = {base: results.get(name, p, f"rmae_{kind}") for base, name in methods.items()}
                 label = f"{what}, {plain(p)}, RMAE against {REFERENCES[kind]} [ms]"
-                said.append(Text(order_sentence(here, theirs_all, label)))
+                said.append(order_sentence(here, theirs_all, label))
     caption = (
         "What was done to the images of T2 in the loss alone; the images that the networks see are as they were. "
-        "Change: against the same method with nothing done, each run for itself. ROI, mean over the inputs. Second line: "
-        "± half-width of the 95 % interval over runs (number of runs). Marked: smallest of its kind. Paper: huang2023 "
-        "Tables II and III; it leaves out T2 under motion."
+        "Change: against the same method with nothing done, each run for itself. ROI, mean over the inputs. "
+        "Second line: ± half-width of the 95 % interval over runs (number of runs). Marked: smallest of its kind. "
+        "Paper: huang2023 Tables II and III; it leaves out T2 under motion."
     )
     grid = Grid(heads, lines, names=2, groups=groups, best=best)
-    return Section("A disturbed contrast in the loss (huang2023 Table III)", [grid, Text(caption, soft=True), *said])
+    return Section(
+        "A disturbed contrast in the loss (huang2023 Table III)", [grid, Text(caption, soft=True), Points(said)]
+    )
 
 
 def _change(results: CohortResults, kind: str) -> Callable[[str, str, str], Runs]:
@@ -170,7 +172,7 @@ def _seconds_2023(results: CohortResults) -> Section | None:
     held: dict[str, Runs] = {}
     for name in results.methods:
         own = [results.values[figure] for figure in timed if figure.method == name]
-        if own and known(np.stack(own)):
+        if any(known(each) for each in own):
             held[name] = np.mean(own, 0)
     paper: Mapping[str, float] = SECONDS_2023.column("seconds")
     lines: list[list[Words]] = [

@@ -67,11 +67,15 @@ def cell(runs: Runs, factor: float = 1.0, digits: int = 3) -> Words:
 
 
 def smallest(columns: Mapping[int, list[float]]) -> set[tuple[int, int]]:
-    """(row, column) of the smallest number of each column."""
+    """(row, column) of the smallest numbers of each column."""
     found = set()
     for column, values in columns.items():
-        if np.isfinite(values).sum() > 1:
-            found.add((int(np.nanargmin(values)), column))
+        if not np.isfinite(values).any():
+            continue
+        # what is equal but for rounding shares the mark; where all are, there is nothing to mark
+        same = np.isclose(values, np.nanmin(values), rtol=1e-9)
+        if same.sum() < np.isfinite(values).sum():
+            found |= {(int(row), column) for row in np.flatnonzero(same)}
     return found
 
 

@@ -75,13 +75,12 @@ def lead(results: CohortResults) -> list[Words]:
         few = {m: runs for m, runs in errors.items() if not known(_of_all(results, m, parameter, kind))}
         best = min(few or errors, key=lambda name: mean(errors[name]))
         held = over_draws(errors[best])
-        text: Markup = Markup(
-            "<b>{}</b>: of the methods that see part of the images, {} errs least in the ROI: "
-        ).format(plain(parameter), best)
-        over = f"mean |estimate − {kind}| {spread(errors[best], 3)} ms"
+        over = f"{best} errs least in the ROI of the methods that see part of the images: "
+        over += f"mean |estimate − {kind}| {spread(errors[best], 3)} ms"
         over += f" over {int(np.isfinite(errors[best]).sum())} runs" if isfinite(held.high) else ""
         beside = [f"{name} {spread(errors[name], 3)}" for name in _OTHERS if name in errors and name != best]
-        said.append(text + over + (f"; {', '.join(beside)} ms." if beside else "."))
+        over += f"; {', '.join(beside)} ms." if beside else "."
+        said.append(Markup("<b>{}</b>: {}").format(plain(parameter), over))
     if text := verdict(aims(results)):
         said.append(text)
     return said
@@ -96,8 +95,8 @@ def sections(results: CohortResults) -> list[Section]:
     parts: list[Section] = []
     if found := aims(results):
         text = (
-            "Met: whether the mean over runs lies in the range; beyond the interval: whether the whole 95 % interval "
-            "over runs lies on one side, so that more runs would hardly change the answer."
+            "Mean over runs; second line: ± half-width of the 95 % interval over runs (number of runs). Marked: the "
+            "mean meets the aim; unsettled: the interval holds an end of the range, so that other runs may say otherwise."
         )
         parts.append(Section("Aims", [aims_table(found), Text(text, soft=True)]))
     for parameter in results.parameters:
@@ -114,7 +113,7 @@ def sections(results: CohortResults) -> list[Section]:
             reference = "truth" if "truth" in maps.shared else "fit"
             text = (
                 f"Above: maps on one scale. Below: estimate − {reference} on one scale; beyond its ends the colour is "
-                "that of the end. Green, dark in the errors: ROI, drawn before any fitting. Dark blue-grey: no value."
+                "that of the end. White outline: ROI, drawn before any fitting. Dark blue-grey: no value."
             )
             source = map_figure(maps, parameter, results.methods)
             alt = "anatomy with ROI, reference maps, every method's map and its error"
@@ -147,7 +146,7 @@ def _ranked(results: CohortResults, parameter: str) -> list[Block]:
         ("slope within tissue", f"slope_within_{kind}", "roi"),
         ("lesion contrast recovered", f"lesion_recovery_{kind}", "lesion"),
     ]
-    methods = [m for m in results.methods if known(results.get(m, parameter, f"rmae_{kind}"))]
+    methods = [m for m in unperturbed(results) if known(results.get(m, parameter, f"rmae_{kind}"))]
     methods.sort(key=lambda name: mean(results.get(name, parameter, f"rmae_{kind}")))
     columns = [c for c in columns if any(known(results.get(m, parameter, c[1], c[2])) for m in methods)]
     ideal = {"bias": 0.0, "slope": 1.0, "concordance": 1.0, "lesion": 1.0}
@@ -165,9 +164,9 @@ def _ranked(results: CohortResults, parameter: str) -> list[Block]:
         [m, *(cell(results.get(m, parameter, metric, region)) for _, metric, region in columns)] for m in methods
     ]
     text = (
-        f"ROI, against the {REFERENCES[kind]}, in the order of RMAE. {_INTERVAL} Marked: best of its column, for slopes, "
-        "concordance and contrast what is nearest 1. Slope and concordance of the subjects' means in the ROI on the "
-        "reference's; slope within: of deviations from the slice's mean, 0 for a method that paints means."
+        f"ROI, against the {REFERENCES[kind]}, in the order of RMAE. {_INTERVAL} Marked: best of its column, "
+        "for slopes, concordance and contrast what is nearest 1. Slope and concordance of the subjects' means in the "
+        "ROI on the reference's; slope within: of deviations from the slice's mean, 0 for a method that paints means."
     )
     return [Grid(heads, lines, best=smallest(off)), Text(text, soft=True)]
 

@@ -12,8 +12,7 @@ from qsim.evaluation.pages.cohort_published import (
     Printed,
 )
 from qsim.evaluation.pages.content import plain
-from qsim.evaluation.pages.heat_report import Block, Grid, Section, Text, Words
-from qsim.evaluation.pages.summary import number
+from qsim.evaluation.pages.heat_report import Block, Grid, Points, Section, Text, Words
 from qsim.evaluation.studies.cohort_results import CohortResults
 
 TWO_POINT = "two-point"
@@ -43,14 +42,14 @@ def single_sections(results: CohortResults) -> list[Section]:
 
 def table(
     results: CohortResults, methods: Sequence[str], parameters: Sequence[str], printed: Printed
-) -> tuple[Grid, list[Block]]:
+) -> tuple[Grid, list[Words]]:
     """RMAE of every parameter beside the paper's, and the sentences about the order."""
     kinds = against(results)
     lines: list[list[Words]] = [[name] for name in methods]
     columns: dict[int, list[float]] = {}
     heads: list[Words] = ["method"]
     groups: list[tuple[Words, int]] = [("", 1)]
-    said: list[Block] = []
+    said: list[Words] = []
     for parameter in parameters:
         paper = printed.column(parameter)
         for kind in kinds:
@@ -61,7 +60,7 @@ def table(
             for line, name in zip(lines, methods, strict=True):
                 line.append(cell(here[name]))
             label = f"{plain(parameter)}, RMAE against {REFERENCES[kind]} [{printed.unit}]"
-            said.append(Text(order_sentence(here, paper, label)))
+            said.append(order_sentence(here, paper, label))
         heads.append("paper, against fit")
         for line, name in zip(lines, methods, strict=True):
             line.append(f"{paper[name]:.2f}" if name in paper else "–")
@@ -94,7 +93,7 @@ def _methods_2022(results: CohortResults) -> Section | None:
     if len(methods) < 2:
         return None
     grid, said = table(results, methods, results.parameters, METHODS_2022)
-    return Section("Methods (huang2022 Table 2)", [grid, caption_of(results, METHODS_2022), *said])
+    return Section("Methods (huang2022 Table 2)", [grid, caption_of(results, METHODS_2022), Points(said)])
 
 
 def _ablation_2022(results: CohortResults) -> Section | None:
@@ -102,7 +101,7 @@ def _ablation_2022(results: CohortResults) -> Section | None:
     if len(methods) < 2:
         return None
     grid, said = table(results, methods, results.parameters, ABLATION_2022)
-    return Section("Ablation (huang2022 Table 4)", [grid, caption_of(results, ABLATION_2022), *said])
+    return Section("Ablation (huang2022 Table 4)", [grid, caption_of(results, ABLATION_2022), Points(said)])
 
 
 def second(shown: str) -> str:
@@ -125,7 +124,7 @@ def _inputs_2022(results: CohortResults) -> Section | None:
     lines: list[list[Words]] = [[name] for name in methods]
     groups: list[tuple[Words, int]] = [("", 1)]
     columns: dict[int, list[float]] = {}
-    said: list[Block] = []
+    said: list[Words] = []
     for shown in results.inputs:
         start = len(heads)
         paper = INPUTS_2022.column(second(shown))
@@ -136,29 +135,27 @@ def _inputs_2022(results: CohortResults) -> Section | None:
             heads.append(f"{kind} [ms]")
             for line, name in zip(lines, methods, strict=True):
                 line.append(cell(here[name]))
-            if beside:
+            if beside and kind == kinds[0]:
                 heads.append("/ two-point")
                 for line, name in zip(lines, methods, strict=True):
                     line.append(cell(ratio(here[name], here[TWO_POINT])))
             if paper:
                 label = f"Input {shown}, RMAE against {REFERENCES[kind]} [ms]"
-                said.append(Text(order_sentence(here, paper, label)))
+                said.append(order_sentence(here, paper, label))
         if paper:
             heads.append("paper [ms]")
             for line, name in zip(lines, methods, strict=True):
                 line.append(f"{paper[name]:.2f}" if name in paper else "–")
-            if beside:
-                heads.append("/ two-point")
-                for line, name in zip(lines, methods, strict=True):
-                    line.append(number(paper[name] / paper[TWO_POINT], 3) if name in paper else "–")
         groups.append((f"input {shown}", len(heads) - start))
     caption = (
-        "RMAE in the ROI by input, against truth or the fit of all images, and its ratio to the limited two-point "
-        "estimate of the same images, each run for itself. Second line: ± half-width of the 95 % interval over runs "
-        f"(number of runs). Paper: {INPUTS_2022.source}, against its fit, which shares the noise of the input images: "
-        "its two-point estimate of the longest time is held against a fit that hangs on the same two images."
+        "RMAE in the ROI by input, against truth or the fit of all images, and the ratio of the first of them to that "
+        "of the limited two-point estimate of the same images, each run for itself. Second line: ± half-width of the "
+        f"95 % interval over runs (number of runs). Paper: {INPUTS_2022.source}, against its fit, which shares the "
+        "noise of the input images: its two-point estimate of the longest time is held against a fit that hangs on the "
+        "same two images."
     )
-    blocks = [Grid(heads, lines, groups=groups, best=smallest(columns)), Text(caption, soft=True), *said]
+    blocks: list[Block] = [Grid(heads, lines, groups=groups, best=smallest(columns)), Text(caption, soft=True)]
+    blocks += [Points(said)] if said else []
     return Section("By input (huang2022 Table 3)", blocks)
 
 
@@ -188,7 +185,9 @@ def region_blocks(results: CohortResults, parameter: str, methods: Sequence[str]
         )
     blocks: list[Block] = [Grid(heads, lines), Text(caption, soft=True)]
     if printed:
+        said: list[Words] = []
         for name in methods:
             here = {region: results.get(name, parameter, "sd_mean", region) for region in regions}
-            blocks.append(Text(order_sentence(here, paper, f"{name}, mean total SD [ms]")))
+            said.append(order_sentence(here, paper, f"{name}, mean total SD [ms]"))
+        blocks.append(Points(said))
     return blocks

@@ -65,9 +65,9 @@ def _sparsification(results: CohortResults, parameter: str) -> list[Block]:
     ratios = {m: spread(results.get(m, parameter, f"ause_ratio_{kind}")) for m in curves}
     text = (
         "Mean |error| of the voxels of the ROI that are left when the most uncertain are taken out in steps of 5 %, "
-        "all runs together. AUSE ratio, mean ± half-width of the 95 % interval over runs: area between the curve and the "
-        "oracle's over that between the random curve and the oracle's. 0: voxels stand in the order of their errors; "
-        "1: the order says nothing."
+        "all runs together. AUSE ratio, mean ± half-width of the 95 % interval over runs: area between the curve "
+        "and the oracle's over that between the random curve and the oracle's. 0: voxels stand in the order of their "
+        "errors; 1: the order says nothing."
     )
     source = sparsification_figure(curves, parameter, ratios)
     return [Picture(source, "error of the voxels left over the share taken out"), Text(text, soft=True)]
@@ -140,8 +140,8 @@ def _maps(results: CohortResults, parameter: str) -> list[Block]:
     if maps is None or not any("aleatoric" in m or "epistemic" in m for m in maps.methods.values()):
         return []
     text = (
-        "SD as stated, each column on one scale; light: at or beyond its end; dark blue-grey: no value. Green: ROI. "
-        "The paper scales each map to 0 to 1, so that sizes cannot be read from it."
+        "SD as stated, each column on one scale; light: at or beyond its end; dark blue-grey: no value. White outline: "
+        "ROI. The paper scales each map to 0 to 1, so that sizes cannot be read from it."
     )
     source = uncertainty_figure(maps, parameter, results.methods)
     return [Picture(source, "error, aleatoric and epistemic SD side by side"), Text(text, soft=True)]
@@ -211,5 +211,5 @@ def _structures(results: CohortResults, parameter: str) -> list[Block]:
     text = f"Mean epistemic SD where the structure lies, before and with it in the images. {_INTERVAL}"
     table: list[Block] = [Grid(heads, lines, names=3), Text(text, soft=True)] if lines else []
     if blocks:
-        blocks.append(Text("One scale for all maps. Green: ROI; amber: the structure.", soft=True))
+        blocks.append(Text("One scale for all maps. White outline: ROI; amber: the structure.", soft=True))
     return [*table, *blocks]

@@ -34,6 +34,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from qsim.evaluation.calibration import SdCalibration, calibrate_sd
 from qsim.evaluation.metrics import slope
 from qsim.evaluation.repeatability import concordance
 from qsim.evaluation.studies.cohort_reference import (
@@ -186,9 +187,37 @@ def calibrate(
     return found / float(half_width(1.0, level))
 
 
-def calibrated(answer: Answer, factor: float) -> Answer:
-    """The same answer with every SD times the factor."""
-    aleatoric, epistemic = (None if sd is None else sd * factor for sd in (answer.aleatoric, answer.epistemic))
+def calibrate_by_sd(
+    answers: Sequence[Answer],
+    references: Sequence[Reference],
+    level: float = _LEVEL,
+    *,
+    region: Region = "body",
+    against: Against = "truth",
+) -> SdCalibration:
+    """As `calibrate`, with a factor for each group of voxels of like SD (`qsim.evaluation.calibration`).
+
+    Raises: ValueError if there are too few voxels.
+    """
+    if len(answers) != len(references) or not answers:
+        raise ValueError(f"answers: {len(answers)} for {len(references)} references; give as many, and at least one")
+    parts = [with_sd(answer, reference, region, against) for answer, reference in zip(answers, references, strict=True)]
+    return calibrate_sd(
+        np.concatenate([error for error, _ in parts]) / MS, np.concatenate([sd for _, sd in parts]) / MS, level
+    )
+
+
+def calibrated(answer: Answer, factor: float | SdCalibration) -> Answer:
+    """The same answer with every SD times the factor, one for all or that of its total SD."""
+    of_voxel: float | Float[np.ndarray, "s y x"]
+    if isinstance(factor, SdCalibration):
+        if (total := answer.total) is None:
+            raise ValueError("answer: it states no uncertainty; give aleatoric or epistemic")
+        of_voxel = factor(total)
+    else:
+        of_voxel = factor
+    scaled = (None if sd is None else sd * of_voxel for sd in (answer.aleatoric, answer.epistemic))
+    aleatoric, epistemic = scaled
     return replace(answer, aleatoric=aleatoric, epistemic=epistemic)
 
 

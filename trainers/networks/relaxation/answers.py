@@ -4,14 +4,13 @@
 
     T = T_short (T_long / T_short)^sigmoid(u).
 
-`averaging` lets it say over which neighbourhood the images are to be averaged before the logarithm of their quotient is
-taken. The candidates are the two-point times of the images averaged over squares of several sizes; the answer is their
-geometric mean with weights that the network chooses in every voxel,
+`averaging` lets it say which voxels are alike. The images are averaged, in every voxel with weights of its own, over
+the voxels of a small square and the means of larger ones, and the two-point time of the averages is the answer:
 
-    T_k = t / log(mean_k I_first / mean_k I_later),        log T = sum_k w_k log T_k,        w = softmax(u).
+    w = softmax(u),        T = t / log(sum_k w_k I_first,k / sum_k w_k I_later,k)
 
-Sums of neighbours keep a subject's mean and a lesion's contrast where the weights are right, and a two-point time of
-a sum has less noise and less bias than the mean of noisy two-point times.
+A mean of signals keeps a subject's mean and a lesion's contrast where the weights are right, whatever the time between
+the images; and the two-point time of a mean has less noise and less bias than the mean of noisy two-point times.
 """
 
 from collections.abc import Sequence
@@ -70,6 +69,8 @@ def range_of(row: Parameter, shortest: float, longest: float) -> Range:
 
 def averages(images: Float[Tensor, "b k y x"], sizes: Sequence[int]) -> Float[Tensor, "b s k y x"]:
     """The images, averaged over squares of odd size; at the border over what lies inside."""
+    if not sizes:
+        return images[:, None][:, :0]
     found = []
     for size in sizes:
         if size == 1:
@@ -79,6 +80,14 @@ def averages(images: Float[Tensor, "b k y x"], sizes: Sequence[int]) -> Float[Te
         along = functional.avg_pool2d(images, (size, 1), 1, (half, 0), count_include_pad=False)
         found.append(functional.avg_pool2d(along, (1, size), 1, (0, half), count_include_pad=False))
     return torch.stack(found, 1)
+
+
+def neighbours(images: Float[Tensor, "b k y x"], side: int) -> Float[Tensor, "b s k y x"]:
+    """The images shifted to each voxel of a square of odd side; beyond the border the edge is continued."""
+    half = side // 2
+    wide = functional.pad(images, (half, half, half, half), mode="replicate")
+    height, width = images.shape[-2:]
+    return torch.stack([wide[..., y : y + height, x : x + width] for y in range(side) for x in range(side)], 1)
 
 
 def two_point(

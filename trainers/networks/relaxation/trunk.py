@@ -120,17 +120,22 @@ class UNet(nn.Module):
 
 
 def start(net: nn.Module, generator: torch.Generator) -> None:
-    """Kaiming start of every convolution; the last of each decoder starts at 0, so that all voxels start alike.
+    """PyTorch's own start of every convolution; the last of each decoder starts at 0, so that all voxels start alike.
 
-    Source: He et al. 2015, arXiv:1502.01852.
+        weights uniform in +-1 / sqrt(fan-in)
+
+    Behind a normalisation the size of the weights changes nothing but the pace: the larger they are, the less a step of
+    Adam turns them. Kaiming's start, 2.4 times as large, learns several times slower here.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            fan_in = module.weight[0].numel() if isinstance(module, nn.Conv2d) else module.weight.shape[0]
+            bound = module.weight[0].numel() ** -0.5
             with torch.no_grad():
-                module.weight.normal_(0.0, (2.0 / fan_in) ** 0.5, generator=generator)
+                module.weight.uniform_(-bound, bound, generator=generator)
                 if module.bias is not None:
-                    module.bias.zero_()
+                    module.bias.uniform_(-bound, bound, generator=generator)
     for module in net.modules():
         if isinstance(module, Decoder):
             nn.init.zeros_(module.out.weight)
+            assert module.out.bias is not None
+            nn.init.zeros_(module.out.bias)

@@ -12,7 +12,7 @@ from generators.config import Count
 from qsim.parameters import Parameter
 from qsim.signals.base import SignalModel
 from qsim.values import value
-from trainers.networks.relaxation.answers import Range, averages, range_of, two_point
+from trainers.networks.relaxation.answers import Range, averages, neighbours, range_of, two_point
 from trainers.networks.relaxation.trunk import Norm, Step, UNet, start
 from trainers.relaxation.contrasts import Contrast, contrasts
 
@@ -20,6 +20,8 @@ from trainers.relaxation.contrasts import Contrast, contrasts
 LOG_SCALE = -3.5
 # intervals are told as log(t / 30 ms) [s]
 _MIDDLE = 0.03
+# and two-point times as log(T / 50 ms) [s]
+_USUAL = 0.05
 
 
 @value
@@ -37,6 +39,8 @@ class UNetNetwork:
             and the time between the images, so that one network serves every time.
         answer: `bounded` or `averaging`, see `answers.py`.
         sizes: sides of those squares; odd [voxels].
+        kernel: side of the square whose voxels have weights of their own in an answer by averaging, beside the means
+            over those of `sizes` that are larger; odd [voxels].
         scale: what else is learned: `none`; `constant`: one Laplace scale of each contrast (HOMOU of huang2023);
             `head`: a map of it as one more channel (huang2022); `decoder`: from a decoder of its own (HETEU).
         shortest, longest: bounds of relaxation times [s].
@@ -51,6 +55,7 @@ class UNetNetwork:
     inputs: Literal["images", "two_point"] = "images"
     answer: Literal["bounded", "averaging"] = "bounded"
     sizes: tuple[Count, ...] = (1, 3, 7, 15)
+    kernel: Count = 5
     scale: Literal["none", "constant", "head", "decoder"] = "head"
     shortest: Annotated[float, Field(gt=0)] = 0.005
     longest: Annotated[float, Field(gt=0)] = 0.5
@@ -60,8 +65,14 @@ class UNetNetwork:
             raise ValueError(f"shortest must be below longest, got {self.shortest:g} and {self.longest:g} s")
         if self.longest > 20:
             raise ValueError(f"longest is in seconds, got {self.longest:g}; divide by 1000 if these are milliseconds")
-        if not self.sizes or any(size % 2 == 0 for size in self.sizes):
-            raise ValueError(f"sizes must be odd numbers of voxels, got {list(self.sizes)}")
+        for name, sides in (("sizes", self.sizes), ("kernel", (self.kernel,))):
+            if not sides or any(side % 2 == 0 for side in sides):
+                raise ValueError(f"{name} must be odd numbers of voxels, got {list(sides)}")
+
+    @property
+    def larger(self) -> tuple[int, ...]:
+        """Sides of the squares whose means are averaged beside the voxels of the kernel."""
+        return tuple(size for size in self.sizes if size > self.kernel)
 
     @property
     def any_length(self) -> bool:
@@ -103,7 +114,8 @@ class UNetMaps(nn.Module):
         self.contrast_of = [names.index(row.name) if row.name in names else None for row in parameters]
         self.scales = sum(each is not None for each in self.contrast_of)
         averaged = spec.answer == "averaging"
-        self.channels = [len(spec.sizes) if averaged and c is not None else 1 for c in self.contrast_of]
+        weights = spec.kernel**2 + len(spec.larger)
+        self.channels = [weights if averaged and c is not None else 1 for c in self.contrast_of]
         channels = 1 + len(joined)
         if spec.inputs == "two_point":
             channels += len(joined) * (len(spec.sizes) + 1)
@@ -130,16 +142,18 @@ class UNetMaps(nn.Module):
             images: the common first image and one of each contrast, all over `joint_scale` [1].
             intervals: from the first to that of each contrast [s].
         """
-        candidates = self._candidates(images, intervals)
-        answers = self.trunk(self._features(images, intervals, candidates))
+        answers = self.trunk(self._features(images, intervals))
         channels = answers[0]
+        pool = self._pool(images.float()) if self.spec.answer == "averaging" else None
         rows, place = [], 0
         for within, width, contrast in zip(self.ranges, self.channels, self.contrast_of, strict=True):
             said = channels[:, place : place + width]
-            if self.spec.answer == "averaging" and contrast is not None and candidates is not None:
-                rows.append(torch.exp((torch.softmax(said, 1) * candidates[:, contrast]).sum(1)))
-            else:
+            if pool is None or contrast is None:
                 rows.append(within.value(said[:, 0]))
+            else:
+                weights = torch.softmax(said, 1)
+                first, later = ((weights * pool[:, :, i]).sum(1, keepdim=True) for i in (0, 1 + contrast))
+                rows.append(torch.exp(two_point(first, later, intervals[:, contrast], within)[:, 0]))
             place += width
         found = {"rows": torch.stack(rows, 1)}
         around = self.log_scale[None, :, None, None]
@@ -151,25 +165,19 @@ class UNetMaps(nn.Module):
             found["log_scale"] = answers[1] + around
         return found
 
-    def _candidates(
-        self, images: Float[Tensor, "b k y x"], intervals: Float[Tensor, "b r"]
-    ) -> Float[Tensor, "b r s y x"] | None:
-        """log T of each contrast from the images averaged over each square [log s]; None where nothing needs them."""
-        if self.spec.inputs == "images" and self.spec.answer == "bounded":
-            return None
+    def _pool(self, images: Float[Tensor, "b k y x"]) -> Float[Tensor, "b w k y x"]:
+        """What an answer by averaging weighs."""
+        return torch.cat((neighbours(images, self.spec.kernel), averages(images, self.spec.larger)), 1)
+
+    def _features(self, images: Float[Tensor, "b k y x"], intervals: Float[Tensor, "b r"]) -> Float[Tensor, "b c y x"]:
+        """What the trunk sees."""
+        if self.spec.inputs == "images":
+            return images
         mean = averages(images.float(), self.spec.sizes)
         within = Range(self.spec.shortest, self.spec.longest, self.spec.shortest, True)
-        return torch.stack(
-            [two_point(mean[:, :, 0], mean[:, :, 1 + r], each, within) for r, each in enumerate(intervals.unbind(1))], 1
-        )
-
-    def _features(
-        self,
-        images: Float[Tensor, "b k y x"],
-        intervals: Float[Tensor, "b r"],
-        candidates: Float[Tensor, "b r s y x"] | None,
-    ) -> Float[Tensor, "b c y x"]:
-        if self.spec.inputs == "images" or candidates is None:
-            return images
+        times = [
+            two_point(mean[:, :, 0], mean[:, :, 1 + r], interval, within) - log(_USUAL)
+            for r, interval in enumerate(intervals.unbind(1))
+        ]
         told = torch.log(intervals / _MIDDLE)[:, :, None, None].expand(-1, -1, *images.shape[-2:])
-        return torch.cat((images, candidates.flatten(1, 2) - log(2 * _MIDDLE), told), 1)
+        return torch.cat((images, *times, told), 1)
