@@ -149,7 +149,7 @@ def joint():
                     at = Figure("plain", method, one, "roi", parameter, f"rmae_{kind}")
                     values[at] = error * np.array([0.9, 1.0, 1.1])
     for method, one, seconds in (("least-squares", "all images", 0.3), ("HOMOU", shown[0], 0.02)):
-        values[Figure("plain", method, one, "slice", "T1RHO", "seconds")] = np.full(3, seconds)
+        values[Figure("plain", method, one, "", "T1RHO", "cpu_seconds_per_slice")] = np.full(3, seconds)
     names = ("two-point", "SL", "baseline", "HETEU", "HOMOU")
     maps = {("plain", p): slices(names, (), milli) for p, milli in (("T1RHO", 45.0), ("T2", 30.0))}
     return CohortResults(values, RUNS, (*JOINT, "least-squares"), shown, ("T1RHO", "T2"), {}, maps)

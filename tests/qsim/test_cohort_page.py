@@ -17,7 +17,7 @@ from qsim.evaluation.pages.cohort_figures import (
     uncertainty_figure,
     weights_figure,
 )
-from qsim.evaluation.pages.cohort_order import cell, kendall, order_sentence, ratio, smallest
+from qsim.evaluation.pages.cohort_order import cell, kendall, order_sentence, paired, ratio, smallest
 from qsim.evaluation.pages.cohort_page import cohort_page, lead, sections, warnings
 from qsim.evaluation.pages.cohort_published import CORRUPTED_2023, INPUTS_2022, METHODS_2022, METHODS_2023
 from qsim.evaluation.pages.heat_report import Grid, Picture, Points, render
@@ -72,13 +72,23 @@ def test_cell_holds_mean_half_width_and_number_of_runs():
     # t(0.975, 2) 0.1 / sqrt(3) = 0.2484
     assert T_975_2 * 0.1 / np.sqrt(3) == pytest.approx(0.2484, abs=1e-4)
     assert cell(3.6 + STEP) == "3.60<small>± 0.25 (3)</small>"
-    assert cell(0.5 + STEP / 10, 100) == "50.0<small>± 2.5 (3)</small>"
+    assert cell(0.5 + STEP / 10, 100.0) == "50.0<small>± 2.5 (3)</small>"
     assert cell(np.array([2.0, np.nan, np.nan])) == "2.00<small>(1)</small>"
     assert cell(np.full(3, np.nan)) == "–"
 
 
 def test_ratio_of_nothing_is_no_number():
-    np.testing.assert_array_equal(ratio(np.array([1.0, 0.0]), np.array([2.0, 0.0])), [0.5, np.nan])
+    np.testing.assert_array_equal(ratio(np.array([1.0, 0.0]), np.array([2.0, 0.0]), RUNS[:2]), [0.5, np.nan])
+
+
+def test_what_has_no_seed_stands_beside_every_seed_of_its_fold():
+    names = ("fold 0, seed 0", "fold 0, seed 1", "fold 1, seed 0", "fold 1, seed 1")
+    network = np.array([1.0, 2.0, 3.0, np.nan])
+    once = np.array([10.0, np.nan, 20.0, np.nan])
+    np.testing.assert_array_equal(paired(network, once, names)[1], [10.0, 10.0, 20.0, np.nan])
+    np.testing.assert_array_equal(ratio(network, once, names), [0.1, 0.2, 0.15, np.nan])
+    # two of them have no more runs together than each
+    np.testing.assert_array_equal(ratio(once, once, names), [1.0, np.nan, 1.0, np.nan])
 
 
 def test_marks_are_those_of_the_smallest_and_of_what_is_equal():
@@ -87,18 +97,18 @@ def test_marks_are_those_of_the_smallest_and_of_what_is_equal():
 
 def test_order_sentence_names_both_orders_and_every_turned_pair():
     here = {"a": 3.0 + STEP, "b": 2.0 + STEP, "c": 5.0 + STEP, "own": 0.0 + STEP}
-    text = order_sentence(here, {"a": 1.0, "b": 2.0, "c": 2.0, "gone": 7.0}, "RMAE [ms]")
+    text = order_sentence(here, {"a": 1.0, "b": 2.0, "c": 2.0, "gone": 7.0}, "RMAE [ms]", RUNS)
     # pairs: a-b opposed, a-c agreeing, b-c tied in the paper: tau = 0 / sqrt(3 x 2)
     assert text == (
         "RMAE [ms]: here b < a < c; in the paper a < b = c. Kendall's τ 0 (3 pairs). "
         "The other way round here: b before a (by 1.0 ± 0). No figure here of gone."
     )
-    unclear = order_sentence({"a": 3 + STEP, "b": np.array([2.0, 4.0, 2.9])}, {"a": 1.0, "b": 2.0}, "x")
+    unclear = order_sentence({"a": 3 + STEP, "b": np.array([2.0, 4.0, 2.9])}, {"a": 1.0, "b": 2.0}, "x", RUNS)
     assert "Kendall's τ −1.0 (1 pair)" in unclear
     assert "not told apart over runs" in unclear
-    same = order_sentence({"a": 1 + STEP, "b": 2 + STEP}, {"a": 1.0, "b": 2.0}, "x")
+    same = order_sentence({"a": 1 + STEP, "b": 2 + STEP}, {"a": 1.0, "b": 2.0}, "x", RUNS)
     assert same.endswith("Kendall's τ 1.0 (1 pair). No pair stands the other way round.")
-    assert "fewer than two" in order_sentence({"a": 1 + STEP}, {"a": 1.0, "b": 2.0}, "x")
+    assert "fewer than two" in order_sentence({"a": 1 + STEP}, {"a": 1.0, "b": 2.0}, "x", RUNS)
 
 
 def test_printed_numbers_agree_among_themselves():

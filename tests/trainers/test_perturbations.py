@@ -139,7 +139,8 @@ def test_square_goes_where_it_fits_nearest_to_the_centre_of_the_largest_part():
     middle = np.argwhere(roi[0].numpy()).mean(0)
     assert not roi[0][tuple(middle.round().astype(int))]
     roi[0, 5:20, 40:60] = True
-    found = BrightSquare(side=10)(replace(given, roi=roi), (0, 1), 0)
+    everywhere = torch.ones_like(roi)
+    found = BrightSquare(side=10)(replace(given, roi=roi, body=everywhere), (0, 1), 0)
     rows, columns = np.nonzero(found.where[0].numpy())
     assert found.where[0].sum() == 100
     assert bool(roi[0][found.where[0]].all())
@@ -149,23 +150,37 @@ def test_square_goes_where_it_fits_nearest_to_the_centre_of_the_largest_part():
     assert (rows.min(), columns.min()) == best
     # the second slice has no ROI
     assert found.slices == (0,)
-    assert found.left_out == {1: "whose ROI has fewer than 16 voxels"}
-    assert found.notes == ("bright square: 1 of 2 slices are left out, whose ROI has fewer than 16 voxels: 1",)
+    assert found.left_out == {1: "whose ROI has fewer than 8 voxels"}
+    assert found.notes == ("bright square: 1 of 2 slices are left out, whose ROI has fewer than 8 voxels: 1",)
 
 
-def test_a_liver_too_small_for_the_square_is_left_out_or_refused():
+def test_square_lies_on_a_ragged_roi_with_most_of_it_inside_and_never_in_air():
+    given = cohort(slices=1)
+    # stripes of 2 rows, 4 columns wide but the one at row 20, which has 12; the body begins at column 5
+    roi = torch.zeros_like(given.roi)
+    for row in range(14, 44, 6):
+        roi[0, row : row + 2, 5 : 17 if row == 20 else 9] = True
+    found = BrightSquare(side=8)(replace(given, roi=roi), (0,), 0)
+    rows, columns = np.nonzero(found.where[0].numpy())
+    # its middle voxel, 4 below and right of its corner, lies in rows 20 and 21: its corner in rows 16 and 17, where no
+    # other stripe is inside; in columns 5 to 9, where 16 voxels are. The centre is at row 20.5, column 10.5
+    assert int(found.where.sum()) == 64
+    assert (rows.min(), columns.min()) == (17, 7)
+    assert int((found.where[0] & roi[0]).sum()) == 16
+
+
+def test_a_slice_without_a_place_for_the_square_is_left_out_or_refused():
     given = cohort(slices=2)
-    roi = given.roi.clone()
-    roi[1] = False
-    roi[1, 20:29, 20:40] = True  # 180 voxels, 9 of the 20 rows of a square of 400
-    found = BrightSquare(side=20)(replace(given, roi=roi), (0, 1), 0)
-    assert found.left_out == {1: "whose ROI does not hold half of the bright square"}
-    with pytest.raises(InputError, match=r"^bright square: has a place in no slice, whose ROI does not hold half"):
-        BrightSquare(side=20)(replace(given, roi=roi), (1,), 0)
+    narrow = given.body.clone()
+    narrow[1, 29:] = False  # 19 rows of the body are left
+    found = BrightSquare(side=20)(replace(given, body=narrow), (0, 1), 0)
+    assert found.left_out == {1: "where the bright square around the ROI leaves the body"}
+    with pytest.raises(InputError, match=r"^bright square: has a place in no slice, where the bright square around"):
+        BrightSquare(side=20)(replace(given, body=narrow), (1,), 0)
+    narrow[1, 29] = True
+    assert BrightSquare(side=20)(replace(given, body=narrow), (1,), 0).slices == (1,)
     with pytest.raises(InputError, match="smaller object"):
         BrightSquare(side=65)(given, (0,), 0)
-    roi[1, 29, 20:40] = True  # 10 rows: half of it
-    assert BrightSquare(side=20)(replace(given, roi=roi), (1,), 0).slices == (1,)
     with pytest.raises(InputError, match="none was asked for"):
         BrightSquare(side=20)(given, (), 0)
     with pytest.raises(InputError, match="whose ROI is dark"):

@@ -39,7 +39,7 @@ def laplace(
 ) -> Float[Tensor, " b"]:
     """Negative log-likelihood of residuals that follow a Laplace distribution, less log 2.
 
-        L_b = 1 / V_b sum_x s(x)^beta (e(x) / s(x) + log s(x)),    s^beta without gradient
+        L_b = sum_x s(x)^beta (e(x) / s(x) + log s(x)) / sum_x s(x)^beta,    s^beta without gradient
 
     With beta = 0 it is the likelihood: least where s is the mean absolute residual. The gradient that reaches the
     maps is then 1 / s times that of the absolute loss, so voxels of a large scale hardly learn; with beta = 1 it is
@@ -59,7 +59,11 @@ def laplace(
         raise ValueError(f"beta: got {beta:g}; give a number from 0 (the likelihood) to 1 (maps as by reconstruction)")
     term = _error(residuals, weights, voxels) * torch.exp(-log_scale) + log_scale
     if beta:
-        term = term * torch.exp(beta * log_scale.detach())
+        # weights of mean 1, so that beta does not change the size of a step against the decay of the weights
+        share = torch.exp(beta * log_scale.detach()).expand(term.shape)
+        count = voxels.flatten(1).sum(1).clamp(min=1)
+        mean = torch.where(voxels, share, 0.0).flatten(1).sum(1) / count
+        term = term * share / torch.where(mean > 0, mean, 1.0)[:, None, None]
     return _mean(term, weights, voxels)
 
 

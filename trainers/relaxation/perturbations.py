@@ -6,7 +6,7 @@ are asked for, and the same draw is made for every level of noise.
 
     m = mean over the ROI of the slice of its first image, the one of the shortest times
 
-is what noise and brightness are relative to. A slice without a ROI of at least 16 voxels has no m; it is left out, and
+is what noise and brightness are relative to. A slice without a ROI of at least 8 voxels has no m; it is left out, and
 the result says so.
 """
 
@@ -29,9 +29,7 @@ from trainers.relaxation.cohort import Cohort
 from trainers.relaxation.contrasts import contrasts
 
 # voxels of a ROI whose mean is one
-_LEAST = 16
-# share of an object that must lie in the ROI
-_INSIDE = 0.5
+_LEAST = 8
 # points along each axis of a voxel that tell which share of it a disk covers
 _POINTS = 16
 
@@ -128,8 +126,9 @@ class BrightSquare:
 
         S_n = brightness m      in the square, for every n
 
-    It lies wholly in the largest part of the ROI if it fits, nearest to the centre of that part; else where most of it
-    does, and slices where less than half of it would are left out.
+    It lies wholly in the body, its middle voxel in the largest part of the ROI; of such places where most of it lies in
+    the ROI, of these nearest to the centre of that part. A ROI that leaves out vessels may hold no square whole, but is
+    amid the liver. Slices without such a place are left out.
 
     Attributes:
         side: of the square [voxels]. huang2022 has 20 in images of 256 voxels.
@@ -176,7 +175,7 @@ class UnseenLesion:
     are normal numbers, for each voxel and image. Inside, where f = 1, the noise is exactly Rician. Where the cohort
     does not know sigma, the lesion has no noise but what is left of the tissue's.
 
-    The disk lies in the ROI as a `BrightSquare` does.
+    The disk lies where a `BrightSquare` would.
 
     Attributes:
         diameter_mm: of the sphere [mm].
@@ -299,9 +298,9 @@ def _with_object(
     means, left_out = _means(cohort, slices)
     found, where, kept = [], [], []
     for i, mean in means.items():
-        corner = _corner(cohort.roi[i].cpu().numpy(), (shape > 0.5).numpy())
+        corner = _corner(cohort.roi[i], cohort.body[i], shape > 0.5)
         if corner is None:
-            left_out[i] = f"whose ROI does not hold half of the {name}"
+            left_out[i] = f"where the {name} around the ROI leaves the body"
             continue
         share = torch.zeros(cohort.roi[i].shape, dtype=torch.float64)
         (y, x), (height, width) = corner, shape.shape
@@ -314,28 +313,28 @@ def _with_object(
     return _done(name, cohort, found, where, dict(sorted(left_out.items())), sigma, tuple(kept))
 
 
-def _corner(roi: Bool[np.ndarray, "y x"], shape: Bool[np.ndarray, "h w"]) -> tuple[int, int] | None:
-    """First row and column of an object in the largest part of a ROI; None: less than half of it fits.
-
-    Of the places with the most voxels in that part the one nearest to its centre of mass.
-    """
-    if any(own > size for own, size in zip(shape.shape, roi.shape, strict=True)):
-        return None
+def _corner(roi: Bool[Tensor, "y x"], body: Bool[Tensor, "y x"], shape: Bool[Tensor, "h w"]) -> tuple[int, int] | None:
+    """First row and column of an object, at the place that `BrightSquare` describes; None: there is none."""
     from scipy.ndimage import label  # type: ignore[attr-defined]  # slow to import
 
-    parts, _ = label(roi)
-    largest = int(np.bincount(parts[roi]).argmax())
-    part = parts == largest
-    # voxels of the part in the object at every place; sums of whole numbers are exact
-    image, kernel = (torch.from_numpy(each).double()[None, None] for each in (part, shape))
-    held = functional.conv2d(image, kernel)[0, 0].numpy()
-    if held.max() < _INSIDE * shape.sum():
+    if any(own > size for own, size in zip(shape.shape, roi.shape, strict=True)):
         return None
-    centre = np.argwhere(part).mean(0)
+    drawn = roi.cpu().numpy()
+    parts, _ = label(drawn)
+    part = parts == int(np.bincount(parts[drawn]).argmax())
+    # voxels of the ROI, and of the body, in the object at every place; sums of whole numbers are exact
+    images = torch.stack((roi.cpu(), body.cpu())).double()[:, None]
+    held, inside = functional.conv2d(images, shape.double()[None, None])[:, 0].numpy()
+    top, left = (size // 2 for size in shape.shape)
+    allowed = part[top : top + held.shape[0], left : left + held.shape[1]] & (inside == float(shape.sum()))
+    if not allowed.any():
+        return None
+    best = allowed & (held == held[allowed].max())
     rows, columns = (
-        np.arange(n) + (size - 1) / 2 - middle for n, size, middle in zip(held.shape, shape.shape, centre, strict=True)
+        np.arange(n) + (size - 1) / 2 - middle
+        for n, size, middle in zip(held.shape, shape.shape, np.argwhere(part).mean(0), strict=True)
     )
-    away = np.where(held == held.max(), rows[:, None] ** 2 + columns**2, np.inf)
+    away = np.where(best, rows[:, None] ** 2 + columns**2, np.inf)
     y, x = np.unravel_index(int(away.argmin()), held.shape)
     return int(y), int(x)
 

@@ -17,7 +17,8 @@ from qsim.errors import InputError
 from trainers.checkpoint import save_tensors, write_text
 from trainers.infer import find_network
 from trainers.networks import RelaxationNetwork, UNetNetwork
-from trainers.relaxation.learned import check_calibration, learned_of
+from trainers.relaxation.contrasts import inputs
+from trainers.relaxation.learned import check_calibration, learned_of, times_of
 from trainers.relaxation.task import SelfSupervisedTask
 from trainers.stored import Stored, read_network
 
@@ -147,7 +148,7 @@ def _card(stored: Stored, name: str, made_by: str, results: str) -> str:
         "truth": "from the true maps of the simulation",
     }[task.supervision]
     example = _SERIES.get(learned.names, "model").format(*middle)
-    choose = ",".join(str(i) for i in range(images))
+    choose = ",".join(str(i) for i in (task.inputs or inputs(times_of(stored)))[0])
     return f"""# {name}
 
 {maps} from {images} images of one series, of any brightness{uncertain}; learned {learned_from}.

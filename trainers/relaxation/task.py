@@ -243,7 +243,8 @@ class RelaxationLearning:
         batch: Batch,
         only: int | None,
     ) -> Tensor:
-        everywhere = torch.ones_like(series[:, 0], dtype=torch.bool)
+        # where a moved series holds nothing every map fits, and the likelihood has no bound
+        everywhere = (series != 0).any(1)
         if self.spec.supervision != "constraint":
             return self._by_maps(found["rows"], kappa, everywhere)
         residuals = self.residuals(found, series, kappa, batch)

@@ -297,7 +297,7 @@ def _perturb(
 
 
 def _gathered(config: SelfSupervisedConfig, blocks: Mapping[str, Arrays], rows: Sequence[str]) -> CohortResults:
-    """Figures of all blocks by run; what is the same for all seeds of a fold stands at its first one."""
+    """Figures of all blocks by run."""
     runs = [(fold, seed) for fold in config.folds for seed in range(config.seeds)]
     places = {run: i for i, run in enumerate(runs)}
     values: dict[Figure, Float[np.ndarray, " r"]] = {}
@@ -305,12 +305,14 @@ def _gathered(config: SelfSupervisedConfig, blocks: Mapping[str, Arrays], rows: 
     maps: dict[tuple[str, str], tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]] = {}
     for key, arrays in blocks.items():
         fold, what = key.split("_")[:2]
-        seed = int(what.removeprefix("seed")) if what.startswith("seed") else 0
-        run = places[int(fold.removeprefix("fold")), seed]
+        number = int(fold.removeprefix("fold"))
+        # what no seed decides is the same in every run of its fold
+        seeds = [int(what.removeprefix("seed"))] if what.startswith("seed") else range(config.seeds)
+        where = [places[number, seed] for seed in seeds]
         for name, value in zip(arrays["names"].tolist(), arrays["values"].tolist(), strict=True):
             if name:
                 figure = Figure(*name.split(_BAR))
-                values.setdefault(figure, np.full(len(places), np.nan))[run] = value
+                values.setdefault(figure, np.full(len(places), np.nan))[where] = value
         for name, array in arrays.items():
             kind, *parts = name.split(_BAR)
             if kind == "curve":

@@ -100,24 +100,32 @@ def _single(results: CohortResults) -> Iterator[Aim]:
                 yield Aim(
                     name,
                     f"RMAE / two-point's, input {shown} [1]",
-                    ratio(runs(f"rmae_{kind}", shown=shown), other),
+                    ratio(runs(f"rmae_{kind}", shown=shown), other, results.runs),
                     -inf,
                     share,
                 )
         constant = results.get(CONSTANT, parameter, f"rmae_{kind}")
-        yield Aim(name, "RMAE / population-constant's [1]", ratio(runs(f"rmae_{kind}"), constant), -inf, CONSTANT_SHARE)
+        yield Aim(
+            name,
+            "RMAE / population-constant's [1]",
+            ratio(runs(f"rmae_{kind}"), constant, results.runs),
+            -inf,
+            CONSTANT_SHARE,
+        )
         yield Aim(name, f"slope of subjects' means on {kind} [1]", runs(f"slope_subjects_{kind}"), 0.9, 1.1)
         yield Aim(name, "concordance of subjects' means [1]", runs(f"concordance_subjects_{kind}"), 0.8, inf)
         yield Aim(name, "contrast recovery of lesions [1]", runs(f"lesion_recovery_{kind}", "lesion"), 0.8, inf)
         yield Aim(name, "Spearman of total SD and |error|, body [1]", runs(f"spearman_{kind}", "body"), 0.5, inf)
         yield Aim(name, "AUSE ratio, body [1]", runs(f"ause_ratio_{kind}", "body"), -inf, 0.5)
         covered = runs(f"coverage_95_{kind}", "body", condition=CALIBRATED)
-        yield Aim(name, "coverage of calibrated 95 % intervals, body [%]", covered, 0.9, 0.98, 100)
-        crps = ratio(runs(f"crps_{kind}", "body", condition=CALIBRATED), runs(f"crps_constant_{kind}", "body"))
+        yield Aim(name, "coverage of calibrated 95 % intervals, body [%]", covered, 0.9, 0.98, 100.0)
+        crps = ratio(
+            runs(f"crps_{kind}", "body", condition=CALIBRATED), runs(f"crps_constant_{kind}", "body"), results.runs
+        )
         yield Aim(name, "CRPS of calibrated SD / one width's, body [1]", crps, -inf, 1.0)
         if len(levels := noise_levels(results)) > 1:
             sd = [runs("sd_mean", condition=f"snr {snr:g}") for snr in levels]
-            worst = np.max([ratio(after, before) for before, after in pairwise(sd)], 0)
+            worst = np.max([ratio(after, before, results.runs) for before, after in pairwise(sd)], 0)
             yield Aim(name, "largest mean SD / that at the next lower SNR [1]", worst, -inf, 1.0)
         for what in perturbed(results):
             if what not in ("square", "lesion"):
@@ -127,12 +135,12 @@ def _single(results: CohortResults) -> Iterator[Aim]:
             before = epistemic(results, name, parameter, region, f"{what} before")
             if np.isnan(before).all() and region != "roi":
                 before = epistemic(results, name, parameter, "roi", what)
-                yield Aim(name, f"epistemic SD in the {what} / ROI's [1]", ratio(now, before), 1.0, inf)
+                yield Aim(name, f"epistemic SD in the {what} / ROI's [1]", ratio(now, before, results.runs), 1.0, inf)
                 continue
             yield Aim(
                 name,
                 f"epistemic SD with {what} / before [1]",
-                ratio(now, before),
+                ratio(now, before, results.runs),
                 2.0 if what == "square" else 1.0,
                 inf,
             )
@@ -145,7 +153,7 @@ def _several(results: CohortResults) -> Iterator[Aim]:
     for name in ("HOMOU", "HETEU"):
         for p in results.parameters if manual else ():
             best = min(manual, key=lambda one: mean(results.get(one, p, f"rmae_{kind}")))
-            over = ratio(results.get(name, p, f"rmae_{kind}"), results.get(best, p, f"rmae_{kind}"))
+            over = ratio(results.get(name, p, f"rmae_{kind}"), results.get(best, p, f"rmae_{kind}"), results.runs)
             yield Aim(name, f"RMAE of {plain(p)} / that of the best weights by hand [1]", over, -inf, 1.05)
         for what in ("T2 x10000", "T2 motion"):
             methods = done.get(what, {})

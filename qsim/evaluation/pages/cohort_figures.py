@@ -99,7 +99,7 @@ def uncertainty_figure(maps: Maps, parameter: str, methods: Sequence[str]) -> st
             there = [values for values in shown if values is not None]
             if not there:
                 continue
-            low, high = _ends(there, maps) if column == 0 else (0.0, _reach(there, maps, 97))
+            low, high = _ends(there, maps) if column == 0 else (0.0, _reach(there, maps, 97.0))
             palette = ListedColormap(sequential(parameter)) if column == 0 else cm.cmaps["lipari"]
             picture = None
             for line, values in enumerate(shown):
@@ -124,7 +124,7 @@ def before_after_figure(before: Maps | None, after: Maps, methods: Sequence[str]
 
     Args:
         before: the same slice without it; None: there is no such slice.
-        mark: which of the shared masks outlines it, besides the ROI.
+        mark: which of the shared masks outlines it; `roi` where it is not among them.
     """
     sides = [("before", before), ("with it", after)] if before is not None else [("", after)]
     names = [name for name in methods if "epistemic" in after.methods.get(name, {})]
@@ -132,6 +132,7 @@ def before_after_figure(before: Maps | None, after: Maps, methods: Sequence[str]
         held.methods[name]["epistemic"] for _, held in sides if held for name in names if name in held.methods
     ]
     high = _reach(everything, after, 99.5)
+    mark = mark if mark in after.shared else "roi"
     with mpl.rc_context(STYLE):
         figure, axes = _grid(len(sides), 1 + len(names), after, len(sides))
         picture = None
@@ -140,13 +141,11 @@ def before_after_figure(before: Maps | None, after: Maps, methods: Sequence[str]
             assert held is not None
             if "image" in held.shared:
                 _show(line[0], held.shared["image"], held, mpl.colormaps["gray"], 0.0, bright)
-                _outline(line[0], held)
                 _outline(line[0], after, _OTHER, mark)
             line[0].set_title(f"image {side}".strip(), fontsize=8.0, loc="left")
             for axis, name in zip(line[1:], names, strict=True):
                 if "epistemic" in held.methods.get(name, {}):
                     picture = _show(axis, held.methods[name]["epistemic"], held, cm.cmaps["lipari"], 0.0, high)
-                    _outline(axis, held)
                     _outline(axis, after, _OTHER, mark)
                     axis.set_title(name, fontsize=8.0, loc="left")
         if picture is not None:
@@ -313,7 +312,7 @@ def _ends(each: Sequence[Map], maps: Maps) -> tuple[float, float]:
     return float(low), float(high) if high > low else float(low) + 1.0
 
 
-def _reach(each: Sequence[Map], maps: Maps, percent: float = 90) -> float:
+def _reach(each: Sequence[Map], maps: Maps, percent: float = 90.0) -> float:
     values = [_inside(np.abs(v), maps) for v in each]
     values = [v for v in values if v.size]
     return nice(float(np.percentile(np.concatenate(values), percent))) if values else 1.0

@@ -23,6 +23,9 @@ from qsim.evaluation.pages.heat_report import Block, Grid, Picture, Points, Sect
 from qsim.evaluation.pages.summary import number
 from qsim.evaluation.studies.cohort_results import CohortResults
 
+# CPU time of one thread
+SECONDS = "cpu_seconds_per_slice"
+
 
 def joint_sections(results: CohortResults) -> list[Section]:
     """The tables of huang2023, without those that hold nothing."""
@@ -68,14 +71,17 @@ def _weights_2023(results: CohortResults) -> Section | None:
         [
             name,
             *(cell(error(name, p)) for p in results.parameters),
-            *(cell(ratio(error(name, p), error(best[p], p))) for p in results.parameters),
+            *(cell(ratio(error(name, p), error(best[p], p), results.runs)) for p in results.parameters),
         ]
         for name in names
     ]
     marked = smallest({1 + i: [mean(error(n, p)) for n in names] for i, p in enumerate(results.parameters)})
     said = "; ".join(
         f"{plain(p)}: best by hand {best[p]} ({spread(error(best[p], p), 3)} ms)"
-        + "".join(f", {name} {spread(ratio(error(name, p), error(best[p], p)), 3)} times that" for name in learned)
+        + "".join(
+            f", {name} {spread(ratio(error(name, p), error(best[p], p), results.runs), 3)} times that"
+            for name in learned
+        )
         for p in results.parameters
     )
     caption = (
@@ -136,7 +142,7 @@ def _corrupted_2023(results: CohortResults) -> Section | None:
             if printed and (theirs_all := printed.column(p)):
                 here = {base: results.get(name, p, f"rmae_{kind}") for base, name in methods.items()}
                 label = f"{what}, {plain(p)}, RMAE against {REFERENCES[kind]} [ms]"
-                said.append(order_sentence(here, theirs_all, label))
+                said.append(order_sentence(here, theirs_all, label, results.runs))
     caption = (
         "What was done to the images of T2 in the loss alone; the images that the networks see are as they were. "
         "Change: against the same method with nothing done, each run for itself. ROI, mean over the inputs. "
@@ -155,7 +161,7 @@ def _change(results: CohortResults, kind: str) -> Callable[[str, str, str], Runs
     def changed(base: str, name: str, parameter: str) -> Runs:
         before = results.get(base, parameter, f"rmae_{kind}")
         after = results.get(name, parameter, f"rmae_{kind}")
-        return 100 * (ratio(after, before) - 1)
+        return 100 * (ratio(after, before, results.runs) - 1)
 
     return changed
 
@@ -166,7 +172,7 @@ def loss_of(results: CohortResults, base: str, name: str, parameter: str) -> Run
 
 
 def _seconds_2023(results: CohortResults) -> Section | None:
-    timed = [figure for figure in results.values if figure.metric == "seconds" and figure.condition == "plain"]
+    timed = [figure for figure in results.values if figure.metric == SECONDS and figure.condition == "plain"]
     if not timed:
         return None
     held: dict[str, Runs] = {}
@@ -179,10 +185,12 @@ def _seconds_2023(results: CohortResults) -> Section | None:
         [name, cell(1e3 * runs), f"{1e3 * paper[name]:.0f}" if name in paper else "–"] for name, runs in held.items()
     ]
     caption = (
-        "Time of one slice, mean over slices and inputs, on one machine for all. Second line: ± half-width of the 95 % "
-        f"interval over runs (number of runs). Paper: {SECONDS_2023.source}, slices of 256 × 256: least squares of "
-        "four images for one map, one pass of its network, here beside HOMOU, for both."
+        "CPU time of one slice, mean over slices and inputs, on one machine for all. Second line: ± half-width of the "
+        f"95 % interval over runs (number of runs). Paper: {SECONDS_2023.source}, slices of 256 × 256: least squares "
+        "of four images for one map, one pass of its network, here beside HOMOU, for both."
     )
-    said = Text(order_sentence({n: 1e3 * runs for n, runs in held.items()}, paper, "Time of a slice [ms]"))
+    said = Points(
+        [order_sentence({n: 1e3 * runs for n, runs in held.items()}, paper, "Time of a slice [ms]", results.runs)]
+    )
     grid = Grid(["method", "here [ms]", "paper [ms]"], lines, best=smallest({1: [mean(r) for r in held.values()]}))
     return Section("Time (huang2023 Table IV)", [grid, Text(caption, soft=True), said])

@@ -7,7 +7,7 @@ Kendall's tau-b of two lists of the same methods, over all pairs:
 1: the same order, -1: the opposite one. Source: Kendall 1945, doi:10.1093/biomet/33.3.239.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
 from math import isfinite, nan, sqrt
 
@@ -43,8 +43,29 @@ def known(runs: Runs) -> bool:
     return bool(np.isfinite(runs).any())
 
 
-def ratio(above: Runs, below: Runs) -> Runs:
-    """Run by run; NaN where the denominator is 0."""
+def paired(first: Runs, second: Runs, names: Sequence[str]) -> tuple[Runs, Runs]:
+    """Both in the runs that either has: what has one value in a fold has it for every seed of that fold.
+
+    Args:
+        names: of the runs, as "fold 0, seed 1".
+    """
+    either = np.isfinite(first) | np.isfinite(second)
+    folds = np.array([name.partition(",")[0] for name in names])
+    both = []
+    for runs in (first, second):
+        filled = runs.copy()
+        for fold in dict.fromkeys(folds.tolist()):
+            here = folds == fold
+            own = runs[here & np.isfinite(runs)]
+            if own.size == 1:
+                filled[here & either] = own[0]
+        both.append(filled)
+    return both[0], both[1]
+
+
+def ratio(above: Runs, below: Runs, names: Sequence[str]) -> Runs:
+    """Run by run, as `paired`; NaN where the denominator is 0."""
+    above, below = paired(above, below, names)
     return np.divide(above, below, out=np.full(above.shape, nan), where=below != 0)
 
 
@@ -79,13 +100,14 @@ def smallest(columns: Mapping[int, list[float]]) -> set[tuple[int, int]]:
     return found
 
 
-def order_sentence(here: Mapping[str, Runs], paper: Mapping[str, float], what: str) -> str:
+def order_sentence(here: Mapping[str, Runs], paper: Mapping[str, float], what: str, names: Sequence[str]) -> str:
     """Both orders, smallest first, how alike they are, and every pair that stands the other way round.
 
     Args:
         here: numbers over the same runs, by method.
         paper: the paper's, by method.
         what: is ordered, with its unit in brackets.
+        names: of the runs.
     """
     both = [name for name in paper if name in here and known(here[name])]
     lost = [name for name in paper if name not in both]
@@ -105,7 +127,7 @@ def order_sentence(here: Mapping[str, Runs], paper: Mapping[str, float], what: s
     turned = []
     for a, b in combinations(sorted(both, key=lambda name: theirs[name]), 2):
         if theirs[a] < theirs[b] and ours[a] > ours[b]:
-            turned.append(f"{b} before {a} (by {_difference(here[a] - here[b])})")
+            turned.append(f"{b} before {a} (by {_difference(*paired(here[a], here[b], names))})")
     if turned:
         text += f" The other way round here: {'; '.join(turned)}."
     elif isfinite(tau):
@@ -113,7 +135,8 @@ def order_sentence(here: Mapping[str, Runs], paper: Mapping[str, float], what: s
     return text + missing
 
 
-def _difference(runs: Runs) -> str:
+def _difference(larger: Runs, smaller: Runs) -> str:
+    runs = larger - smaller
     held = over_draws(runs)
     text = spread(runs)
     return f"{text}, not told apart over runs" if held.low <= 0 <= held.high else text

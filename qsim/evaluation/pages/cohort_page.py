@@ -1,8 +1,8 @@
 """The page of a `self_supervised` study: which methods map best, in what order, and whether their uncertainty holds.
 
 The study's own names of conditions: `plain`; `calibrated`: SD times their factor; `snr 10`: noise added; `square`,
-`lesion`: something put into the images, `square before`: the same images without it. The metric `seconds` is the time
-of one slice.
+`lesion`: something put into the images, `square before`: the same images without it. The metric `cpu_seconds_per_slice`
+is the time of one slice. What has no seed, or is of all seeds together, has one run in each fold.
 """
 
 from collections.abc import Mapping, Sequence
@@ -96,7 +96,7 @@ def sections(results: CohortResults) -> list[Section]:
     if found := aims(results):
         text = (
             "Mean over runs; second line: ± half-width of the 95 % interval over runs (number of runs). Marked: the "
-            "mean meets the aim; unsettled: the interval holds an end of the range, so that other runs may say otherwise."
+            "mean meets the aim; unsettled: the interval holds an end of the range, so other runs may say otherwise."
         )
         parts.append(Section("Aims", [aims_table(found), Text(text, soft=True)]))
     for parameter in results.parameters:
@@ -203,7 +203,7 @@ def _limited(results: CohortResults, parameter: str) -> list[Block]:
     for name in results.methods:
         shares = [runs(name, region, shown) for region in regions for shown in used]
         if any(known(each) for each in shares):
-            lines.append([name, *(cell(each, 100) for each in shares)])
+            lines.append([name, *(cell(each, 100.0) for each in shares)])
     if not lines:
         return []
     groups: list[tuple[Words, int]] = [("", 1), *((f"{title} [%]", len(used)) for title in regions.values())]
@@ -232,7 +232,10 @@ def methods_text(results: CohortResults) -> list[tuple[str, Words]]:
             "and in testing across seeds, so that the intervals are those of training and division, not of the choice "
             "of subjects.",
         ),
-        ("ratios", "Of the two figures of the same run, then the mean over runs."),
+        (
+            "ratios",
+            "Of the two figures of the same run, then their mean; what has no seed counts for every seed of its fold.",
+        ),
         (
             "order",
             "By the mean over runs; Kendall's τ-b over the methods that the paper's table and this study both hold.",
@@ -250,6 +253,8 @@ def methods_text(results: CohortResults) -> list[tuple[str, Words]]:
 def warnings(results: CohortResults) -> list[Words]:
     """What limits the comparison, as far as its numbers show it."""
     kinds = against(results)
+    # what has no seed has one run in each fold
+    folds = len({name.partition(",")[0] for name in results.runs})
     said: list[Words] = []
     if len(results.runs) < 2:
         said.append("One run: no interval, and differences between methods may be those of one training.")
@@ -261,7 +266,7 @@ def warnings(results: CohortResults) -> list[Words]:
         of = plain(parameter)
         for name in results.methods:
             runs = results.get(name, parameter, f"rmae_{kinds[0]}") if kinds else np.full(1, np.nan)
-            if known(runs) and (n := int(np.isfinite(runs).sum())) < len(results.runs):
+            if known(runs) and (n := int(np.isfinite(runs).sum())) < len(results.runs) and n != folds:
                 said.append(f"{name}, {of}: {n} of {len(results.runs)} runs have a figure.")
             lost = results.get(name, parameter, f"left_out_{kinds[0]}") if kinds else runs
             if known(lost) and mean(lost) >= _LEFT_OUT:

@@ -60,7 +60,7 @@ def table(
             for line, name in zip(lines, methods, strict=True):
                 line.append(cell(here[name]))
             label = f"{plain(parameter)}, RMAE against {REFERENCES[kind]} [{printed.unit}]"
-            said.append(order_sentence(here, paper, label))
+            said.append(order_sentence(here, paper, label, results.runs))
         heads.append("paper, against fit")
         for line, name in zip(lines, methods, strict=True):
             line.append(f"{paper[name]:.2f}" if name in paper else "–")
@@ -138,10 +138,10 @@ def _inputs_2022(results: CohortResults) -> Section | None:
             if beside and kind == kinds[0]:
                 heads.append("/ two-point")
                 for line, name in zip(lines, methods, strict=True):
-                    line.append(cell(ratio(here[name], here[TWO_POINT])))
+                    line.append(cell(ratio(here[name], here[TWO_POINT], results.runs)))
             if paper:
                 label = f"Input {shown}, RMAE against {REFERENCES[kind]} [ms]"
-                said.append(order_sentence(here, paper, label))
+                said.append(order_sentence(here, paper, label, results.runs))
         if paper:
             heads.append("paper [ms]")
             for line, name in zip(lines, methods, strict=True):
@@ -188,6 +188,6 @@ def region_blocks(results: CohortResults, parameter: str, methods: Sequence[str]
         said: list[Words] = []
         for name in methods:
             here = {region: results.get(name, parameter, "sd_mean", region) for region in regions}
-            said.append(order_sentence(here, paper, f"{name}, mean total SD [ms]"))
+            said.append(order_sentence(here, paper, f"{name}, mean total SD [ms]", results.runs))
         blocks.append(Points(said))
     return blocks

@@ -97,7 +97,7 @@ def _calibration(results: CohortResults, parameter: str, methods: Sequence[str])
                 return results.get(name, parameter, metric, region, condition=condition or "plain")  # noqa: B023
 
             line: list[Words] = [title, name, cell(runs(f"spearman_{kind}")), cell(runs(f"ause_ratio_{kind}"))]
-            line += [cell(runs(f"coverage_95_{kind}", c), 100) for c in twice]
+            line += [cell(runs(f"coverage_95_{kind}", c), 100.0) for c in twice]
             line += [cell(runs("width_median", c)) for c in twice]
             sizes[3].append(mean(runs(f"ause_ratio_{kind}")))
             for condition in twice:
@@ -111,7 +111,7 @@ def _calibration(results: CohortResults, parameter: str, methods: Sequence[str])
         "if the SD are honest; width: of that interval. One width: CRPS of the single SD that is best for all voxels "
         "together, chosen with the errors known. "
     )
-    text += "Calibrated: all SD times one factor, from subjects held out of the training. " if after else ""
+    text += "Calibrated: SD times their factor, found on subjects held out of the training. " if after else ""
     blocks: list[Block] = [Grid(heads, lines, names=2, groups=groups, best=best), Text(f"{text}{_INTERVAL}", soft=True)]
     thirds = _thirds(results, parameter, methods, kind, CALIBRATED if after else "plain")
     return [*blocks, *thirds]
@@ -127,7 +127,7 @@ def _thirds(results: CohortResults, parameter: str, methods: Sequence[str], kind
                 for i in (1, 2, 3)
             ]
             if any(known(each) for each in held):
-                lines.append([title, name, *(cell(each, 100) for each in held)])
+                lines.append([title, name, *(cell(each, 100.0) for each in held)])
     if not lines:
         return []
     heads = ["region", "method", "smallest errors [%]", "middle [%]", "largest errors [%]"]
@@ -198,8 +198,10 @@ def _structures(results: CohortResults, parameter: str) -> list[Block]:
                 continue
             before = epistemic(results, name, parameter, region, f"{what} before")
             around = epistemic(results, name, parameter, "roi", what)
-            over_roi: Words = "–" if region == "roi" else cell(ratio(now, around))
-            lines.append([what, region, name, cell(before), cell(now), cell(ratio(now, before)), over_roi])
+            over_roi: Words = "–" if region == "roi" else cell(ratio(now, around, results.runs))
+            lines.append(
+                [what, region, name, cell(before), cell(now), cell(ratio(now, before, results.runs)), over_roi]
+            )
         maps = results.maps.get((what, parameter))
         if maps is not None and any("epistemic" in held for held in maps.methods.values()):
             first = results.maps.get((f"{what} before", parameter))
@@ -207,9 +209,9 @@ def _structures(results: CohortResults, parameter: str) -> list[Block]:
             blocks += [Heading(what.capitalize()), Picture(source, f"epistemic SD before and with the {what}")]
     if not lines and not blocks:
         return []
-    heads = ["what", "region", "method", "before [ms]", "with it [ms]", "with / before", "region / ROI"]
+    heads = ["what", "region", "method", "before [ms]", "with it [ms]", "with / before", "region / rest of ROI"]
     text = f"Mean epistemic SD where the structure lies, before and with it in the images. {_INTERVAL}"
     table: list[Block] = [Grid(heads, lines, names=3), Text(text, soft=True)] if lines else []
     if blocks:
-        blocks.append(Text("One scale for all maps. White outline: ROI; amber: the structure.", soft=True))
+        blocks.append(Text("One scale for all maps. Outlined: where the structure lies.", soft=True))
     return [*table, *blocks]

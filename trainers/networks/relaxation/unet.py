@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from generators.config import Count
 from qsim.parameters import Parameter
@@ -22,6 +23,10 @@ LOG_SCALE = -3.5
 _MIDDLE = 0.03
 # and two-point times as log(T / 50 ms) [s]
 _USUAL = 0.05
+# of the logits of an average over many voxels: steps of Adam alone would hardly turn them
+_GAIN = 10.0
+# the log of a scale lies at most this far below where it began
+_LEAST = 6.0
 
 
 @value
@@ -92,6 +97,11 @@ class UNetNetwork:
         return UNetMaps(self, contrasts(model), parameters, generator)
 
 
+def _bounded(u: Float[Tensor, "b r y x"]) -> Float[Tensor, "b r y x"]:
+    """u, but never below -6: where residuals vanish the likelihood has no bound of its own."""
+    return functional.softplus(u + _LEAST) - _LEAST
+
+
 class UNetMaps(nn.Module):
     """Images of an input to rows and scales.
 
@@ -151,7 +161,7 @@ class UNetMaps(nn.Module):
             if pool is None or contrast is None:
                 rows.append(within.value(said[:, 0]))
             else:
-                weights = torch.softmax(said, 1)
+                weights = torch.softmax(_GAIN * said, 1)
                 first, later = ((weights * pool[:, :, i]).sum(1, keepdim=True) for i in (0, 1 + contrast))
                 rows.append(torch.exp(two_point(first, later, intervals[:, contrast], within)[:, 0]))
             place += width
@@ -160,9 +170,9 @@ class UNetMaps(nn.Module):
         if self.spec.scale == "constant":
             found["log_scale"] = around.expand(len(images), -1, *images.shape[-2:])
         elif self.spec.scale == "head":
-            found["log_scale"] = channels[:, place:] + around
+            found["log_scale"] = around + _bounded(channels[:, place:])
         elif self.spec.scale == "decoder":
-            found["log_scale"] = answers[1] + around
+            found["log_scale"] = around + _bounded(answers[1])
         return found
 
     def _pool(self, images: Float[Tensor, "b k y x"]) -> Float[Tensor, "b w k y x"]:
