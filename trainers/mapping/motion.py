@@ -56,9 +56,16 @@ def steadied(series: Series, slices: range, *, wanted: bool) -> Steadied:
     if wanted:
         if len(series.volumes) < 2:
             raise InputError("--register: one image has nothing to be registered to")
-        return _registered(series, register(series.volumes, series.times, series.spacing_mm))
+        return _registered(series, register(series.volumes, _lengths(series), series.spacing_mm))
     volumes = [volume[slices.start : slices.stop] for volume in series.volumes]
-    return _told(series, movement(volumes, series.times, series.spacing_mm))
+    return _told(series, movement(volumes, _lengths(series), series.spacing_mm))
+
+
+def _lengths(series: Series) -> tuple[float, ...]:
+    """How long each image was prepared: images of like times look alike [s]."""
+    if not series.te_prep:
+        return series.times
+    return tuple(tsl + te for tsl, te in zip(series.times, series.te_prep, strict=True))
 
 
 def _registered(series: Series, found: Registered) -> Steadied:

@@ -158,7 +158,10 @@ def _air(images: Float[np.ndarray, "n z y x"], region: Bool[np.ndarray, "z y x"]
 
 def _timings(series: Series) -> str:
     """sha256 of what sidecars say: the same images with other times are another measurement."""
-    return hashlib.sha256(json.dumps([series.key, series.times, dict(series.protocol)]).encode()).hexdigest()
+    said = [series.key, series.times, dict(series.protocol)]
+    # only series with a second preparation have it: others keep the hash they had
+    said += [series.te_prep] if series.te_prep else []
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def _region(scans: Scans, field: str, series: Series, slices: tuple[int, int]) -> tuple[Bool[Tensor, "z y x"], bool]:

@@ -130,6 +130,8 @@ def _alike(where: str, series: Series, first: Series, scans: Scans) -> None:
         raise InputError(
             f"{where}: {name} lies in another place than {other} (their affines differ); resample it first"
         )
+    if series.te_prep != first.te_prep:
+        raise InputError(f"{where}: {name} has other T2 preparations than {other}; repeats must have one protocol")
     if len(series.times) != len(first.times):
         raise InputError(f"{where}: {name} has {len(series.times)} images, the first repeat {len(first.times)}")
     if series.key != first.key:
