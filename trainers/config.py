@@ -21,7 +21,7 @@ def _union(kinds: tuple[type, ...]) -> Any:
 
 
 class DataConfig(RootConfig):
-    """Where the patches come from: a store on disk, a generator config whose samples are made while training, or a cohort.
+    """Where the patches come from: a store on disk, a generator config whose samples are made while training, a cohort.
 
     Both give the same batches for the same generator config (a float32 store of images, that is).
 

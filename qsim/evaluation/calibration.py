@@ -3,15 +3,17 @@
 One factor for all voxels is right on average only: an SD that is too large in the liver and too small in fluid would
 stay so. Voxels are therefore put in groups of like SD, and each group has a factor of its own,
 
-    factor = r_(k) / z,    k = ceil((n + 1) level),    r = |error| / SD of the group in ascending order,    z = 1.96 at 95 %
+    factor = r_(k) / z,    k = ceil((n + 1) level),    r = |error| / SD of the group in ascending order,
+                           z = 1.96 at 95 %,
 
 log-linear in the SD between the groups' medians, constant beyond. What comes out never falls as the stated SD rises, so
 that the order of the voxels is kept.
 
-Source: split conformal prediction by groups: Lei et al. 2018, doi:10.1080/01621459.2017.1307116, section 5.2; Vovk 2012,
-arXiv:1209.2673 (groups).
+Source: split conformal prediction: Lei et al. 2018, doi:10.1080/01621459.2017.1307116, section 5.2; by groups: Vovk
+2012, arXiv:1209.2673.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, isfinite
 
@@ -51,6 +53,34 @@ class SdCalibration:
         at = np.log(np.where(known, sd, self.sd[0]))
         found = np.exp(np.interp(at, np.log(self.sd), np.log(self.factor)))
         return np.where(np.isnan(sd), np.nan, found)
+
+
+Factor = float | SdCalibration
+
+
+def factor_of(given: object) -> Factor:
+    """A factor as a file has it: a number, or `{"sd": [...], "factor": [...]}`.
+
+    Raises: ValueError if it is neither, or not finite and positive.
+    """
+    if isinstance(given, Mapping) and {*given} == {"sd", "factor"}:
+        sides = [given["sd"], given["factor"]]
+        if all(isinstance(side, list | tuple) and all(_number(each) for each in side) for side in sides):
+            return SdCalibration(*(tuple(float(each) for each in side) for side in sides))
+    if _number(given) and isfinite(given) and given > 0:  # type: ignore[arg-type, operator]
+        return float(given)  # type: ignore[arg-type]
+    raise ValueError(f"wanted a positive number, or sd and factor as lists of as many, got {given!r}")
+
+
+def factor_json(factor: Factor) -> float | dict[str, list[float]]:
+    """As `factor_of` reads it."""
+    if isinstance(factor, SdCalibration):
+        return {"sd": list(factor.sd), "factor": list(factor.factor)}
+    return float(factor)
+
+
+def _number(given: object) -> bool:
+    return isinstance(given, int | float) and not isinstance(given, bool)
 
 
 def calibrate_sd(

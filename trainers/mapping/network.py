@@ -11,6 +11,7 @@ from torch import Tensor
 from phantoms.files.derivatives import Json
 from qsim.errors import InputError
 from qsim.estimators import Estimate, Estimator, rehearse
+from qsim.evaluation.calibration import factor_json
 from qsim.parameters import Parameter
 from qsim.signals.base import SignalModel
 from trainers.mapping.inputs import MapJob, Mapper, as_option, device_of, found_from_all, notes_of_common
@@ -76,7 +77,10 @@ def network_mapper(job: MapJob, model: SignalModel, told: Sequence[str], brighte
     if isinstance(network, TrainedRelaxation):
         network, inner = network.renamed(name), network.estimator
         used |= {"samples": inner.samples, "units": inner.units, "images": list(network.images)}
-        notes, said = network.notes, {"Calibration": dict(inner.calibration)}
+        notes, said = (
+            network.notes,
+            {"Calibration": {row: factor_json(factor) for row, factor in inner.calibration.items()}},
+        )
     else:
         # the scale was looked at above, on the slice that shows most: one at the edge of the object may be dark
         network = replace(network, name=name, images_unit=float(unit or 1), scale=None)

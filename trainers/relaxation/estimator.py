@@ -4,7 +4,7 @@ The series holds one image common to all contrasts and a later one of each; ever
 `joint_scale`, which leaves the quotients as they are, so that the unit of the images does not matter.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import isfinite, lcm
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from qsim.errors import InputError
 from qsim.estimators.base import Estimate, Status, check_series, computable
+from qsim.evaluation.calibration import Factor, SdCalibration
 from qsim.parameters import Parameter
 from qsim.signals import SpinLock
 from qsim.signals.base import SignalModel
@@ -52,7 +53,8 @@ class RelaxationEstimator:
         rows: of the network's answer.
         samples: passes of Monte Carlo dropout of each network; 0: one pass without dropout.
         units: of the aleatoric variance.
-        calibration: factor of the SD by row; it multiplies both variances by its square; 1 where a row is missing.
+        calibration: factor of the SD by row, one for all voxels or by their total SD; it multiplies both variances by
+            its square; 1 where a row is missing.
         seed: of the dropout.
         device: where the networks are.
         bf16: multiply in bfloat16.
@@ -69,7 +71,7 @@ class RelaxationEstimator:
     rows: tuple[Parameter, ...]
     samples: int = 20
     units: Literal["delta", "literal"] = "delta"
-    calibration: Mapping[str, float] = field(default_factory=dict)
+    calibration: Mapping[str, Factor] = field(default_factory=dict)
     seed: int = 0
     device: torch.device = CPU
     bf16: bool = False
@@ -97,7 +99,7 @@ class RelaxationEstimator:
                 if name not in names:
                     raise InputError(f"{what}.{name}: {self.name} has no such row, it has {', '.join(names)}")
         for name, factor in self.calibration.items():
-            if not (isfinite(factor) and factor > 0):
+            if not isinstance(factor, SdCalibration) and not (isfinite(factor) and factor > 0):
                 raise InputError(f"calibration.{name}: must be finite and positive, got {factor}; 1 changes nothing")
         for name, (low, high) in self.bounds.items():
             if not low < high:
@@ -174,8 +176,7 @@ class RelaxationEstimator:
             for each in (maps.mean, maps.aleatoric, maps.epistemic)
         )
         assert kappa is not None
-        factors = kappa.new_tensor([self.calibration.get(row.name, 1.0) for row in self.rows]).square()
-        factors = factors.reshape(-1, *(1,) * len(space))
+        factors = self._factors(kappa, [each for each in variances if each is not None])
         return Estimate(
             torch.where(valid, kappa, torch.nan).to(images.dtype),
             self._status(kappa, valid),
@@ -185,6 +186,19 @@ class RelaxationEstimator:
                 if each is not None
             },
         )
+
+    def _factors(self, kappa: Float[Tensor, "q *space"], variances: Sequence[Tensor]) -> Float[Tensor, "q *space"]:
+        """What the variances of each row are multiplied by."""
+        found = []
+        for i, row in enumerate(self.rows):
+            factor = self.calibration.get(row.name, 1.0)
+            if isinstance(factor, SdCalibration) and variances:
+                total = torch.stack([each[i].double() for each in variances]).sum(0).sqrt()
+                of_voxel = torch.from_numpy(factor(total.cpu().numpy())).to(kappa)
+            else:
+                of_voxel = torch.full_like(kappa[i], 1.0 if isinstance(factor, SdCalibration) else factor)
+            found.append(of_voxel.square())
+        return torch.stack(found)
 
     def _map(self, slices: Float[Tensor, "b k y x"]) -> Sampled:
         """The passes over slices that are normalised."""

@@ -7,7 +7,7 @@ inputs: images, or two_stream     the times of the training, to 1 %: such a netw
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isclose, isfinite
+from math import isclose
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from generators.config import GeneratorConfig
 from qsim.errors import InputError
+from qsim.evaluation.calibration import factor_of
 from qsim.parameters import PARAMETERS, Parameter
 from qsim.signals import SpinLock, SpinLockT2Prep, T2Prep
 from qsim.signals.base import SignalModel
@@ -136,15 +137,16 @@ def check_calibration(path: Path, given: object, rows: tuple[str, ...]) -> None:
 
     Raises: InputError with the file.
     """
-    if not isinstance(given, Mapping) or not all(_positive(factor) for factor in given.values()):
-        raise InputError(f"{path}: calibration must hold a positive factor for each row, got {given!r}")
+    if not isinstance(given, Mapping):
+        raise InputError(f"{path}: calibration must hold a factor for each row, got {given!r}")
+    for name, each in given.items():
+        try:
+            factor_of(each)
+        except ValueError as error:
+            raise InputError(f"{path}: calibration.{name}: {error}") from None
     unknown = [name for name in given if name not in rows]
     if unknown:
         raise InputError(f"{path}: calibration.{unknown[0]} is no row of the network, which has {', '.join(rows)}")
-
-
-def _positive(factor: object) -> bool:
-    return isinstance(factor, int | float) and not isinstance(factor, bool) and isfinite(factor) and factor > 0
 
 
 def data_of(stored: Stored) -> GeneratorConfig | None:

@@ -18,6 +18,7 @@ from generators.config import GeneratorConfig
 from qsim.errors import InputError
 from qsim.estimators import Estimate
 from qsim.estimators.base import check_series
+from qsim.evaluation.calibration import Factor, factor_of
 from qsim.parameters import Parameter
 from qsim.signals import SpinLock, SpinLockT2Prep, T2Prep
 from qsim.signals.base import SignalModel
@@ -236,7 +237,7 @@ def _example(learned: Learned, model: SignalModel) -> str:
 
 def _calibration(
     stored: Sequence[Stored], units: Units, rows: tuple[str, ...]
-) -> tuple[Mapping[str, float], tuple[str, ...]]:
+) -> tuple[Mapping[str, Factor], tuple[str, ...]]:
     """Factors of the standard deviations by row, and what is to be said of them."""
     if units == "literal":
         return {}, (
@@ -249,4 +250,4 @@ def _calibration(
     check_calibration(stored[0].path, given, rows)
     missing = [name for name in rows if name not in given]
     words = f"the standard deviations of {' and '.join(missing)} are not calibrated"
-    return {name: float(factor) for name, factor in given.items()}, ((words,) if missing else ())
+    return {name: factor_of(factor) for name, factor in given.items()}, ((words,) if missing else ())

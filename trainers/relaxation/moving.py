@@ -49,7 +49,7 @@ class Augmentation:
 
 
 @value
-class Motion:
+class ImageMotion:
     """Every image of a contrast moved by itself: patients who do not lie still (huang2023, table III).
 
     Attributes:

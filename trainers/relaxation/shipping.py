@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qsim.errors import InputError
+from qsim.evaluation.calibration import Factor, SdCalibration, factor_json, factor_of
 from trainers.checkpoint import save_tensors, write_text
 from trainers.infer import find_network
 from trainers.networks import RelaxationNetwork, UNetNetwork
@@ -30,7 +31,7 @@ _SERIES = {
 }
 
 
-def calibrate(run: str | Path, factors: Mapping[str, float]) -> Path:
+def calibrate(run: str | Path, factors: Mapping[str, Factor]) -> Path:
     """Write into a network's file by what its standard deviations are to be multiplied, in place of earlier factors.
 
     Args:
@@ -50,7 +51,7 @@ def ship(
     folder: Path,
     *,
     made_by: str,
-    calibration: Mapping[str, float] | None = None,
+    calibration: Mapping[str, Factor] | None = None,
     results: str = "",
 ) -> tuple[Path, Path]:
     """Write `<name>.safetensors` and its card `<name>.md`.
@@ -91,9 +92,10 @@ def _relaxation(run: str | Path) -> Stored:
     return stored
 
 
-def _factors(stored: Stored, factors: Mapping[str, float]) -> dict[str, float]:
-    check_calibration(stored.path, factors, tuple(row.name for row in learned_of(stored).rows))
-    return {name: float(factor) for name, factor in factors.items()}
+def _factors(stored: Stored, factors: Mapping[str, Factor]) -> dict[str, Any]:
+    plain = {name: factor_json(factor) for name, factor in factors.items()}
+    check_calibration(stored.path, plain, tuple(row.name for row in learned_of(stored).rows))
+    return plain
 
 
 def _without_places(stored: Stored) -> dict[str, Any]:
@@ -120,6 +122,14 @@ def _without_names(number: int, scans: Mapping[str, Any]) -> dict[str, Any]:
     return {**scans, "id": str(number), "series": [f"series-{number}"], "roi": f"roi-{number}", "body": body}
 
 
+def _said(factor: Factor) -> str:
+    """A factor in words."""
+    if not isinstance(factor, SdCalibration):
+        return f"{factor:.3g}"
+    pairs = [f"{of:.2g} at {1e3 * sd:.3g} ms" for sd, of in zip(factor.sd, factor.factor, strict=True)]
+    return f"by the SD stated, {', '.join(pairs)}"
+
+
 def _card(stored: Stored, name: str, made_by: str, results: str) -> str:
     header, config, learned = stored.header, stored.config, learned_of(stored)
     network, task = config.mapping_network, config.mapping_task
@@ -138,7 +148,7 @@ def _card(stored: Stored, name: str, made_by: str, results: str) -> str:
     times = learned.times_text
     any_time = "any time between them in that range, 20 % beyond" if learned.told else "these times only, to 1 %"
     factors = header.get("calibration", {})
-    said = ", ".join(f"{_NAMES.get(row, row)} {factor:.3g}" for row, factor in factors.items())
+    said = ", ".join(f"{_NAMES.get(row, row)} {_said(factor_of(factor))}" for row, factor in factors.items())
     calibrated = (
         f"Factors of the standard deviations: {said}." if said else "The standard deviations are not calibrated."
     )

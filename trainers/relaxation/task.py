@@ -34,7 +34,7 @@ from trainers.networks.relaxation.two_stream import TwoStreamNetwork
 from trainers.networks.relaxation.unet import UNetNetwork
 from trainers.relaxation.contrasts import Contrast, Input, check_input, contrasts, inputs, intervals, joint_scale
 from trainers.relaxation.losses import laplace, reconstruction
-from trainers.relaxation.moving import Augmentation, Motion, draws, moved
+from trainers.relaxation.moving import Augmentation, ImageMotion, draws, moved
 from trainers.variety import Variety
 
 FITTED = "fit/"
@@ -52,7 +52,7 @@ class Corruption:
 
     row: str
     scale: Annotated[float, Field(gt=0)] = 1.0
-    motion: Motion | None = None
+    motion: ImageMotion | None = None
 
 
 @value
