@@ -37,7 +37,6 @@ class Cohort:
         truth: true maps by row, 0 outside of the body [SI]; empty: measured.
         labels, tissues: majority tissue of every voxel, number of the tissue + 1; None: measured.
         purity: share of that tissue [1]; None: measured.
-        clean: the images without noise; None: unknown [units of A].
         sigma: noise SD per real channel; None: unknown [units of A].
         spacing_mm: of the voxels (y, x).
         digest: of all that the cohort was made from.
@@ -55,7 +54,6 @@ class Cohort:
     labels: UInt8[Tensor, "s y x"] | None = None
     tissues: tuple[str, ...] = ()
     purity: Float[Tensor, "s y x"] | None = None
-    clean: Float[Tensor, "s n y x"] | None = None
     sigma: Float[Tensor, " s"] | None = None
 
     @property

@@ -24,7 +24,7 @@ from trainers.networks.relaxation.answers import range_of
 from trainers.relaxation.cohort import Cohort, ideal
 from trainers.relaxation.cohort import fit as fit_all
 from trainers.relaxation.cohort_config import CohortConfig, open_cohort, without_noise
-from trainers.relaxation.contrasts import Input, contrasts, inputs, intervals
+from trainers.relaxation.contrasts import Input, contrasts, intervals
 from trainers.relaxation.estimator import RelaxationEstimator
 from trainers.relaxation.source import cohort_source, training_subjects
 from trainers.relaxation.task import RelaxationLearning
@@ -233,8 +233,3 @@ def seconds_of_slice(trained: Trained, images: Float[Tensor, "s n y x"], chosen:
     began = time.thread_time()
     estimator(series)
     return (time.thread_time() - began) / series.shape[1]
-
-
-def step(model: SignalModel) -> tuple[Input, ...]:
-    """Inputs of the cohort, in the order of the tables."""
-    return inputs(model)
