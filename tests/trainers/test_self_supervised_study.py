@@ -1,0 +1,127 @@
+"""`qsim study` of kind `self_supervised` from the command line: whole, interrupted, on two workers, and refused."""
+
+import csv
+import shutil
+import sys
+
+import pytest
+import yaml
+
+from tests.trainers.test_cohort import generate
+from trainers import cli
+
+UNET = {"kind": "unet", "features": 2, "levels": 2, "up": "bilinear"}
+TASK = {"kind": "self_supervised", "augment": None}
+
+
+def study(**changes):
+    return {
+        "kind": "self_supervised",
+        "seed": 3,
+        "cohort": {"generate": generate(), "folds": 3, "validation": 1},
+        "use_folds": [0],
+        "seeds": 2,
+        "training": {"iterations": 4, "batch": 3, "lr": 0.01, "warmup": 1, "precision": "fp32"},
+        "networks": [
+            {"name": "bayes", "task": TASK, "network": UNET, "samples": 2, "ensemble": True, "perturbed": True},
+            {"name": "plain", "task": TASK, "network": {**UNET, "scale": "none", "dropout": 0.0}},
+        ],
+        "alone": ["two-point", "population-constant", "least-squares"],
+        "perturbations": {"noise": [{"kind": "added_noise", "snr": 4}]},
+    } | changes
+
+
+def run(folder, mapping, capsys, *options):
+    file = folder.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(mapping))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["qsim", "study", str(file), "--out", str(folder), *options])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return ended.value.code, capsys.readouterr().err
+
+
+def numbers(folder):
+    """Lines of results.csv but the times of computing."""
+    with (folder / "results.csv").open(newline="") as file:
+        return [line for line in csv.reader(file) if not any(cell.startswith("cpu_seconds") for cell in line)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "whole"
+    file = folder.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(study()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["qsim", "study", str(file), "--out", str(folder)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert ended.value.code in (0, None)
+    return folder
+
+
+def test_what_a_study_leaves(finished):
+    assert (finished / "report.html").is_file()
+    assert (finished / "provenance.json").is_file()
+    assert len(list((finished / "blocks").glob("*.npz"))) == 1 + 2 * 2 + 1
+    assert len(list((finished / "networks").glob("*/model.safetensors"))) == 4
+    text = (finished / "results.csv").read_text()
+    for method in ("bayes", "bayes, ensemble", "plain", "two-point", "population-constant", "least-squares"):
+        for shown in ("all images",) if method in ("population-constant", "least-squares") else ("0, 30 ms",):
+            assert f"{method}; {shown}; plain" in text
+    assert "bayes; 0, 30 ms; calibrated" in text
+    assert "plain; 0, 30 ms; calibrated" not in text
+    assert "bayes; 0, 30 ms; snr 4" in text
+
+
+def test_a_study_goes_on_to_the_same_numbers(finished, tmp_path, capsys):
+    """A block and the network behind it are lost."""
+    folder = tmp_path / "broken"
+    shutil.copytree(finished, folder)
+    (folder / "results.csv").unlink()
+    (folder / "blocks" / "fold0_seed1_net00.npz").unlink()
+    shutil.rmtree(folder / "networks" / "fold0_seed1_net00")
+    # the other network is stopped before its end
+    (folder / "networks" / "fold0_seed0_net01" / "model.safetensors").unlink()
+    (folder / "blocks" / "fold0_seed0_net01.npz").unlink()
+    code, error = run(folder, study(), capsys)
+    assert code in (0, None), error
+    assert numbers(folder) == numbers(finished)
+
+
+def test_two_workers_give_the_same_numbers(finished, tmp_path, capsys):
+    code, error = run(tmp_path / "two", study(), capsys, "--workers", "2")
+    assert code in (0, None), error
+    assert numbers(tmp_path / "two") == numbers(finished)
+
+
+def network(**changes):
+    return [{"name": "a", "task": TASK, "network": UNET} | changes]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"alone": ["three-point"]}, "alone[0]: got 'three-point'"),
+        ({"use_folds": [3]}, "use_folds[0]: got 3"),
+        ({"use_folds": [0, 0]}, "use_folds[1]: got 0"),
+        ({"networks": network(network={**UNET, "dropout": 0.0}, samples=5)}, "samples: a network without dropout"),
+        ({"networks": network() * 2}, "networks[1].name: a is given twice"),
+        (
+            {"networks": [*network(task=TASK | {"rows": ["T1RHO"]}), *network(task=TASK | {"rows": ["T1RHO"]})]},
+            "networks[1].name: a is given twice",
+        ),
+        ({"networks": network(name="two-point")}, "networks[0].name: two-point is a method"),
+        ({"cohort": {"generate": generate(), "folds": 3, "validation": 0}}, "cohort.validation: intervals"),
+        ({"cohort": {"generate": generate(), "folds": 7, "validation": 1}}, "folds: got 7 groups for 6 subjects"),
+        ({"networks": [], "alone": []}, "networks: empty"),
+        ({"limits": [0.2, 0.005]}, "limits: must rise"),
+        ({"networks": network(task=TASK | {"rows": ["T2"]})}, "task.rows: T2 is no contrast"),
+    ],
+)
+def test_what_is_refused_in_one_line(changes, said, tmp_path, capsys):
+    code, error = run(tmp_path / "refused", study(**changes), capsys)
+    assert code == 2
+    assert said in error
+    assert error.strip().count("\n") == 0
+    assert not (tmp_path / "refused" / "results.csv").exists()
