@@ -1,5 +1,6 @@
 """Intervals that hold in every group of like SD, on fresh data of known distributions."""
 
+from itertools import pairwise
 from math import erf
 
 import numpy as np
@@ -22,7 +23,7 @@ def test_each_group_of_fresh_data_is_covered():
     error, stated = voxels(40_000, 2)
     half = 1.959964 * factors(stated) * stated
     edges = np.quantile(stated, np.linspace(0, 1, 11))
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         here = (stated >= low) & (stated <= high)
         covered = (np.abs(error[here]) < half[here]).mean()
         # a factor within a group is log-linear: the ends keep a few percent of the change
@@ -69,8 +70,8 @@ def test_the_order_statistic_by_hand():
 
 
 def test_what_is_no_calibration():
-    with pytest.raises(ValueError, match="^error: 99 voxels with an SD"):
+    with pytest.raises(ValueError, match=r"^error: 99 voxels with an SD"):
         calibrate_sd(np.ones(120), np.concatenate((np.ones(99), np.zeros(20), [np.nan])))
     for sd, factor in (((), ()), ((1.0,), (1.0, 2.0)), ((2.0, 1.0), (1.0, 1.0)), ((1.0,), (0.0,))):
-        with pytest.raises(ValueError, match="^sd: "):
+        with pytest.raises(ValueError, match=r"^sd: "):
             SdCalibration(sd, factor)

@@ -72,7 +72,7 @@ def test_folds_are_disjoint_complete_and_the_same_every_time(subjects, n):
 
 @pytest.mark.parametrize("n", [1, 8])
 def test_groups_too_few_or_too_many(n):
-    with pytest.raises(InputError, match="^folds: got"):
+    with pytest.raises(InputError, match=r"^folds: got"):
         folds(tuple(range(7)), n, 0)
 
 
@@ -139,9 +139,9 @@ def test_the_region_of_interest_lies_in_the_liver(pair):
 
 
 def test_series_that_cannot_be_one():
-    with pytest.raises(InputError, match="^cohort: the first series must be spin-locked"):
+    with pytest.raises(InputError, match=r"^cohort: the first series must be spin-locked"):
         joined(T2Prep(te_prep=(0.0, 0.02)), SpinLock(tsl=(0.0, 0.02)))
-    with pytest.raises(InputError, match="^cohort: both series must begin at 0 s"):
+    with pytest.raises(InputError, match=r"^cohort: both series must begin at 0 s"):
         joined(SpinLock(tsl=(0.01, 0.02)), T2Prep(te_prep=(0.0, 0.02)))
 
 

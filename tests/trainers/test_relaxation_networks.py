@@ -225,7 +225,7 @@ def test_what_is_no_network(changes, field):
 
 def test_models_that_are_no_decay_and_rows_too_many():
     generator = torch.Generator()
-    with pytest.raises(InputError, match="^model: InversionRecovery is no decay"):
+    with pytest.raises(InputError, match=r"^model: InversionRecovery is no decay"):
         UNetNetwork().build(InversionRecovery(ti=(0.1, 0.5)), (T1RHO,), generator)
     with pytest.raises(InputError, match=r"^network\.kind: two_stream maps one contrast"):
         TwoStreamNetwork().build(BOTH, (T1RHO,), generator)

@@ -166,7 +166,7 @@ def test_equation_4_of_the_task_by_hand():
     wanted = error_by_hand(FOUR, SAYS, TSL, SIX, TOP).mean()
     assert float(found) == pytest.approx(wanted, rel=1e-5)
     # the network saw the first two images over one number, and 10 ms
-    (seen, interval), = net.seen
+    ((seen, interval),) = net.seen
     np.testing.assert_allclose(seen[0].numpy(), FOUR[:2] / TOP, rtol=1e-6)
     assert interval.tolist() == [pytest.approx([0.01])]
 
