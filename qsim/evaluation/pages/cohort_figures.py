@@ -302,8 +302,23 @@ def _inside(values: Map, maps: Maps) -> Float[np.ndarray, " v"]:
     return values[there]
 
 
+def _usual(maps: Maps) -> float | None:
+    """Median of the reference in the region of interest [ms]; None if there is none."""
+    reference, roi = maps.shared.get("truth", maps.shared.get("fit")), maps.shared.get("roi")
+    if reference is None or roi is None:
+        return None
+    values = reference[(roi > 0) & np.isfinite(reference)]
+    return float(np.median(values)) if values.size else None
+
+
 def _ends(each: Sequence[Map], maps: Maps) -> tuple[float, float]:
-    """2nd and 98th percentile of the reference, or of all maps if there is none."""
+    """0 and 2.5 times the usual value of the region of interest, so that tissue is told apart and fluid is bright.
+
+    Without a region: 2nd and 98th percentile of the reference, or of all maps if there is none.
+    """
+    usual = _usual(maps)
+    if usual is not None and usual > 0:
+        return 0.0, nice(2.5 * usual)
     reference = maps.shared.get("truth", maps.shared.get("fit"))
     values = np.concatenate([_inside(v, maps) for v in ([reference] if reference is not None else each)])
     if not values.size:
@@ -313,6 +328,10 @@ def _ends(each: Sequence[Map], maps: Maps) -> tuple[float, float]:
 
 
 def _reach(each: Sequence[Map], maps: Maps, percent: float = 90.0) -> float:
+    """Where a scale of errors ends: half the usual value of the region of interest, or a percentile of all."""
+    usual = _usual(maps)
+    if usual is not None and usual > 0:
+        return nice(0.5 * usual)
     values = [_inside(np.abs(v), maps) for v in each]
     values = [v for v in values if v.size]
     return nice(float(np.percentile(np.concatenate(values), percent))) if values else 1.0
