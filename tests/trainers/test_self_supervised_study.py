@@ -91,8 +91,9 @@ def test_a_study_goes_on_to_the_same_numbers(finished, tmp_path, capsys):
     (folder / "results.csv").unlink()
     (folder / "blocks" / "fold0_seed1_net00.npz").unlink()
     shutil.rmtree(folder / "networks" / "fold0_seed1_net00")
-    # the other network is stopped before its end
-    (folder / "networks" / "fold0_seed0_net01" / "model.safetensors").unlink()
+    # the other network had only begun
+    for name in ("model", "checkpoint"):
+        (folder / "networks" / "fold0_seed0_net01" / f"{name}.safetensors").unlink()
     (folder / "blocks" / "fold0_seed0_net01.npz").unlink()
     code, error = run(folder, study(), capsys)
     assert code == 0, error

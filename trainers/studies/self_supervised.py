@@ -10,7 +10,7 @@ that was stopped goes on in the middle of one.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import nn
 
+from qsim.errors import InputError
 from qsim.evaluation.blocks import Arrays
 from qsim.evaluation.calibration import SdCalibration
 from qsim.evaluation.metrics import over_draws
@@ -70,6 +71,13 @@ def run_self_supervised(config: SelfSupervisedConfig, out: Path, command: Comman
         command: where it runs.
     Raises: InputError naming the field at fault, or the folder if it holds another study.
     """
+    if command.scheduler == "threads" and command.workers > 1:
+        # dropout draws from the one stream of a process: two trainings in it would take each other's numbers
+        command = replace(command, scheduler="processes")
+    if command.estimators:
+        raise InputError(
+            f"--estimator: a study of kind self_supervised has methods of its own; leave out {command.estimators[0]}"
+        )
     cohort = cohort_of(config.cohort)
     # before anything is written: folds, rows and inputs must fit
     for fold in config.folds:
