@@ -4,12 +4,18 @@ import csv
 import json
 import shutil
 import sys
+from dataclasses import replace
+from threading import Thread
 
 import jaxtyping
 import pytest
+import torch
 
 from tests.trainers.test_cohort import generate
+from tests.trainers.test_relaxation_task import circles, config, train
 from trainers import cli
+from trainers.checkpoint import MODEL, load_tensors
+from trainers.studies import self_supervised
 
 UNET = {"kind": "unet", "features": 2, "levels": 2, "up": "bilinear"}
 LIVERS = generate(model={"kind": "spin_lock", "tsl": [0.0, 0.01, 0.03, 0.05]})
@@ -84,6 +90,18 @@ def test_what_a_study_leaves(finished):
     assert "bayes; 0, 30 ms; snr 4" in text
 
 
+@pytest.fixture
+def no_page(monkeypatch):
+    """The figures take most of a small study's time, and no number comes from them."""
+    given = self_supervised.cohort_page
+
+    def bare(results, **words):
+        return given(replace(results, maps={}, curves={}), **words)
+
+    monkeypatch.setattr(self_supervised, "cohort_page", bare)
+
+
+@pytest.mark.usefixtures("no_page")
 def test_a_study_goes_on_to_the_same_numbers(finished, tmp_path, capsys):
     """A block and the network behind it are lost."""
     folder = tmp_path / "broken"
@@ -100,10 +118,28 @@ def test_a_study_goes_on_to_the_same_numbers(finished, tmp_path, capsys):
     assert numbers(folder) == numbers(finished)
 
 
+@pytest.mark.usefixtures("no_page")
+@pytest.mark.slow  # 15 s of CPU: a second study from its beginning
 def test_two_workers_give_the_same_numbers(finished, tmp_path, capsys):
     code, error = run(tmp_path / "two", study(), capsys, "--workers", "2")
     assert code == 0, error
     assert numbers(tmp_path / "two") == numbers(finished)
+
+
+def test_trainings_side_by_side_are_those_alone(tmp_path):
+    """Dropout of one thread must not draw from the numbers of another."""
+    cohort = circles()
+    configs = [config(network={"dropout": 0.25}, iterations=15, seed=seed) for seed in (1, 2)]
+    for cfg in configs:
+        train(tmp_path / f"alone{cfg.seed}", cfg, cohort)
+    threads = [Thread(target=train, args=(tmp_path / f"beside{cfg.seed}", cfg, cohort)) for cfg in configs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for cfg in configs:
+        alone, beside = (load_tensors(tmp_path / f"{name}{cfg.seed}" / MODEL)[0] for name in ("alone", "beside"))
+        assert all(torch.equal(alone[name], beside[name]) for name in alone)
 
 
 def network(**changes):
