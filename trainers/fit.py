@@ -42,10 +42,11 @@ from trainers.checkpoint import (
 )
 from trainers.config import TrainConfig
 from trainers.data import Generated, PatchDataset, Source, loader, open_store
+from trainers.global_stream import GLOBAL_STREAM
 from trainers.infer import find_network
 from trainers.progress import Bar
 from trainers.relaxation.source import open_cohort_source
-from trainers.relaxation.task import SelfSupervisedTask
+from trainers.relaxation.task import RelaxationLearning, SelfSupervisedTask
 from trainers.tasks import Task, task_of
 from trainers.variety import Variety
 
@@ -181,6 +182,8 @@ def fit(
     source = open_source(config) if source is None else source
     task = task_of(config.mapping_task, config.mapping_network, source, config.targets, config.seed)
     task.variety.check(source.model, source.stored)
+    if isinstance(task, RelaxationLearning):
+        task.check_batch(config.batch, ranks)
     generator = torch.Generator().manual_seed(int(Streams(config.seed, 0).rng("weights").integers(2**63)))
     plain = config.mapping_network.build(task.model, task.parameters, generator)
     if not (resume and (out / STATE).is_file()):
@@ -213,8 +216,12 @@ def fit(
         ranks=ranks,
         workers=config.data.workers,
     )
+    if run.ended:
+        run.give_out()
+        return out / MODEL
     net.train()
-    with Bar(console, config.iterations, fabric.is_global_zero) as bar:
+    # dropout draws from the one stream of a process: a second training in another thread waits
+    with GLOBAL_STREAM, Bar(console, config.iterations, fabric.is_global_zero) as bar:
         for batch in batches:
             started = time.perf_counter()
             iteration = state.iteration
@@ -259,6 +266,34 @@ class _Run:
     state: Progression
     best: dict[str, torch.Tensor]
 
+    @property
+    def ended(self) -> bool:
+        """Whether all iterations are made, or patience is at its end."""
+        state, config = self.state, self.config
+        return state.iteration == config.iterations or (config.patience is not None and state.worse >= config.patience)
+
+    def give_out(self) -> None:
+        """Write the network of a training that has ended, if it is not there any more."""
+        if self.fabric.is_global_zero and not (self.out / MODEL).is_file():
+            self._write_model({**self.description, "progress": self._progress()})
+
+    def _progress(self) -> dict[str, Any]:
+        state = self.state
+        return {
+            "iteration": state.iteration,
+            "seconds": state.seconds,
+            "losses": list(state.losses),
+            "metrics": state.metrics,
+            **({} if math.isinf(state.best) else {"best": state.best, "worse": state.worse}),
+        }
+
+    def _write_model(self, described: Mapping[str, Any]) -> None:
+        weights = self.best if self.config.keep == "best" else self.net.state_dict()
+        if not weights:
+            raise DivergedError(f"{self.out}: no validation was finite, so there is no best network; lower lr")
+        save_tensors(self.out / MODEL, {f"net/{k}": t for k, t in weights.items()}, described)
+        write_text(self.out / "model.json", json.dumps(described, indent=1) + "\n")
+
     def report(self, rate: float, first: int, n_validation: int) -> bool:
         """Log, validate and save where this iteration is due. Writes on the first device only.
 
@@ -277,7 +312,7 @@ class _Run:
                     self.best = {name: each.detach().clone() for name, each in self.net.state_dict().items()}
             else:
                 state.worse += 1
-            last |= config.patience is not None and state.worse >= config.patience
+            last = self.ended
         line: dict[str, Any] = {}
         if last or state.iteration % config.log_every == 0:
             total, count = state.losses
@@ -291,19 +326,10 @@ class _Run:
             with (self.out / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"iteration": state.iteration, **line}) + "\n")
         if last or state.iteration % config.checkpoint_every == 0:
-            progress = {
-                "iteration": state.iteration,
-                "seconds": state.seconds,
-                "losses": list(state.losses),
-                "metrics": state.metrics,
-                **({} if math.isinf(state.best) else {"best": state.best, "worse": state.worse}),
-            }
-            described = {**self.description, "progress": progress}
+            described = {**self.description, "progress": self._progress()}
             # the network first: a kill in between leaves a checkpoint from which --resume writes both again
             if last:
-                weights = self.best if config.keep == "best" else self.net.state_dict()
-                save_tensors(self.out / MODEL, {f"net/{k}": t for k, t in weights.items()}, described)
-                write_text(self.out / "model.json", json.dumps(described, indent=1) + "\n")
+                self._write_model(described)
             kept = {f"best/{name}": each for name, each in self.best.items()}
             save_tensors(self.out / STATE, {**training_tensors(self.net, self.optimiser), **kept}, described)
         return last

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from qsim.errors import InputError
-from qsim.parameters import Parameter
+from qsim.parameters import RELAXATION_TIMES, Parameter
 from qsim.signals import AnyModel
 from qsim.signals.base import SignalModel
 from qsim.signals.constraint import Order, Pair, RelaxationConstraint, constraint_pairs
@@ -38,6 +38,8 @@ from trainers.relaxation.moving import Augmentation, ImageMotion, draws, moved
 from trainers.variety import Variety
 
 FITTED = "fit/"
+# share of a moved voxel's neighbours that must have had a value [1]
+_WHOLE = 0.999
 
 
 @value
@@ -94,8 +96,22 @@ class SelfSupervisedTask:
     def __post_init__(self) -> None:
         if self.backward == "separate" and self.supervision != "constraint":
             raise ValueError("backward: separate is of constraint pairs; take together with a map to learn from")
+        if self.supervision != "constraint":
+            self.without_pairs(f"supervision: {self.supervision} learns from a map")
         if self.relaxation is not None and self.supervision != "constraint":
             raise ValueError("relaxation: is the model of the constraint; leave it out with a map to learn from")
+
+    def without_pairs(self, why: str) -> None:
+        """Refuse what acts on constraint pairs where there are none.
+
+        Raises: ValueError.
+        """
+        usual = {"constraints": "all", "order": "both", "beta": 0.0, "corrupt": None}
+        for name, plain in usual.items():
+            if getattr(self, name) != plain:
+                raise ValueError(f"{name}: {why} and has no constraint pairs; leave it out")
+        if self.weights:
+            raise ValueError(f"weights: {why} and has no constraint pairs; leave it out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +142,11 @@ class RelaxationLearning:
             raise InputError(f"task.corrupt.row: {spec.corrupt.row} is not learned; {', '.join(self.targets)} is")
         for chosen in spec.inputs:
             check_input(chosen, self.model)
+        if isinstance(self.network, TwoStreamNetwork) and spec.supervision == "constraint":
+            try:
+                spec.without_pairs("two_stream learns by synthesis")
+            except ValueError as error:
+                raise InputError(f"task.{error}") from None
         if spec.relaxation is not None:
             if isinstance(self.network, TwoStreamNetwork):
                 raise InputError("task.relaxation: two_stream synthesises the ideal decay; take a unet")
@@ -137,6 +158,19 @@ class RelaxationLearning:
                     f"task.constraints: {spec.constraints} leaves no pair for the input {list(chosen)}; "
                     "take all, or more images"
                 )
+
+    def check_batch(self, batch: int, devices: int) -> None:
+        """Refuse batches in which a device does not see every input.
+
+        Raises: InputError.
+        """
+        n = len(self.inputs)
+        if n > 1 and (batch // devices < n or devices % n == 0):
+            raise InputError(
+                f"batch: {batch} on {devices} device(s) do not hold each of the {n} inputs on every device, and batch "
+                f"normalisation trained on one input is of no use for others; take at least {n * devices} and a number "
+                f"of devices that is no multiple of {n}"
+            )
 
     @property
     def variety(self) -> Variety:
@@ -197,8 +231,13 @@ class RelaxationLearning:
         """Series and maps after the move, the input, its intervals, and the number of each example's input."""
         device, positions = batch.series.device, batch.positions.cpu()
         maps = draws(self.spec.augment if training else None, self.seed, positions)
-        both = moved(torch.cat((batch.series.float(), batch.kappa.float()), 1), maps)
-        series, kappa = both.split((batch.series.shape[1], batch.kappa.shape[1]), 1)
+        # a time that was moved between voxels with one and voxels without is none
+        times = [i for i, name in enumerate(self.maps) if name.removeprefix(FITTED) in RELAXATION_TIMES]
+        known = (batch.kappa[:, times] > 0).float()
+        parts = (batch.series.float(), batch.kappa.float(), known)
+        series, kappa, known = moved(torch.cat(parts, 1), maps).split([each.shape[1] for each in parts], 1)
+        kappa = kappa.clone()
+        kappa[:, times] = torch.where((known > _WHOLE) | (known == 0), kappa[:, times], torch.nan)
         numbers = [int(position) % len(self.inputs) for position in positions]
         rows = torch.arange(len(numbers), device=device)[:, None]
         seen = series[rows, torch.tensor([self.inputs[i] for i in numbers], device=device)]
@@ -290,8 +329,8 @@ class RelaxationLearning:
                 found.append(answered[:, names.index(row.name)])
             elif self.spec.relaxation is not None and row.name in self.maps:
                 known = kappa[:, self.maps.index(row.name)]
-                # outside of the body a stored time is 0
-                found.append(torch.where(known == 0, row.start, known) if row.unit == "s" else known)
+                # outside of the body a stored time is 0, at its moved edge NaN
+                found.append(torch.where(known > 0, known, row.start) if row.unit == "s" else known)
             else:
                 # no pair of a learned contrast depends on it
                 found.append(torch.ones_like(answered[:, 0]))
@@ -355,6 +394,7 @@ class RelaxationLearning:
             weights = torch.tensor(apart, dtype=torch.float32, device=series.device)
             if not weights.any(1).all():
                 weights = torch.ones_like(weights)
-            mean = (residual * weights[:, :, None, None]).sum(1) / weights.sum(1)[:, None, None]
+            counted = torch.where(weights[:, :, None, None] > 0, residual, 0.0)
+            mean = counted.sum(1) / weights.sum(1)[:, None, None]
             sums[f"residual_{name}"] = torch.where(inside, mean, 0.0).double().sum()
         return sums

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from qsim.errors import InputError
 from qsim.signals.constraint import RelaxationConstraint
+from trainers.global_stream import GLOBAL_STREAM
 
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 # variance [SI^2] (q, y, x) of the images (k, y, x), the rows (q, y, x) and the log of the Laplace scale (r, y, x)
@@ -65,12 +66,12 @@ def _draws(device: torch.device, seed: int, net: int, number: int, sample: int) 
     key = (zlib.crc32(b"dropout"), net, number, sample)
     drawn = int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
     if device.type != "cuda":
-        with torch.random.fork_rng(devices=[]):
+        with GLOBAL_STREAM, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(drawn)
             yield
         return
     place = torch.cuda.current_device() if device.index is None else device.index
-    with torch.random.fork_rng(devices=[place]):
+    with GLOBAL_STREAM, torch.random.fork_rng(devices=[place]):
         torch.cuda.default_generators[place].manual_seed(drawn)
         yield
 
