@@ -234,7 +234,7 @@ def test_a_missing_store_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": {}}, "give either store"),
+        ({"data": {}}, "give one of store"),
         ({"task": {"kind": "resnet"}}, "network.kind is rim"),
         ({"network": RIM | {"feature": 3}}, "network.feature"),
         ({"iterations": 0}, "iterations"),
