@@ -160,16 +160,16 @@ class RelaxationLearning:
                 )
 
     def check_batch(self, batch: int, devices: int) -> None:
-        """Refuse batches in which a device does not see every input.
+        """Refuse batches in which a device sees one input only.
 
         Raises: InputError.
         """
         n = len(self.inputs)
-        if n > 1 and (batch // devices < n or devices % n == 0):
+        if n > 1 and (batch // devices < 2 or devices % n == 0):
             raise InputError(
-                f"batch: {batch} on {devices} device(s) do not hold each of the {n} inputs on every device, and batch "
-                f"normalisation trained on one input is of no use for others; take at least {n * devices} and a number "
-                f"of devices that is no multiple of {n}"
+                f"batch: {batch} on {devices} device(s) shows a device one of the {n} inputs only, and batch "
+                f"normalisation trained on one input is of no use for others; take at least {2 * devices}, and a "
+                f"number of devices that is no multiple of {n}"
             )
 
     @property
