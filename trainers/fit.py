@@ -42,7 +42,7 @@ from trainers.checkpoint import (
 )
 from trainers.config import TrainConfig
 from trainers.data import Generated, PatchDataset, Source, loader, open_store
-from trainers.global_stream import GLOBAL_STREAM
+from trainers.global_stream import holding_the_stream
 from trainers.infer import find_network
 from trainers.progress import Bar
 from trainers.relaxation.source import open_cohort_source
@@ -144,6 +144,8 @@ def images_scale(source: Source, seed: int) -> list[float]:
     return [min(tops), max(tops)]
 
 
+# dropout and loaders draw from the one stream of a process: a second training in another thread waits
+@holding_the_stream
 def fit(
     config: TrainConfig,
     out: Path,
@@ -220,8 +222,7 @@ def fit(
         run.give_out()
         return out / MODEL
     net.train()
-    # dropout draws from the one stream of a process: a second training in another thread waits
-    with GLOBAL_STREAM, Bar(console, config.iterations, fabric.is_global_zero) as bar:
+    with Bar(console, config.iterations, fabric.is_global_zero) as bar:
         for batch in batches:
             started = time.perf_counter()
             iteration = state.iteration

@@ -296,7 +296,8 @@ def test_the_command_runs_a_study_and_refuses_in_one_line(tmp_path):
 
 def test_lists_and_schema_know_every_kind():
     kinds = {"noise", "blurriness", "generalisation", "uncertainty", "grid", "mismatch", "run_time"}
-    assert set(registries()["studies"]) == kinds | {"prep_robustness", "readout_bias", "phantom", "test_retest"}
+    kinds |= {"prep_robustness", "readout_bias", "phantom", "test_retest", "self_supervised"}
+    assert set(registries()["studies"]) == kinds
     schema = config_schema("study")
     assert schema["properties"]["kind"]["enum"] == list(STUDIES)
     assert set(schema["discriminator"]["mapping"]) == set(STUDIES)

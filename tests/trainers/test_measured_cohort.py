@@ -95,7 +95,7 @@ def test_a_cohort_that_was_written_is_read_back(digital):
     assert found.model == SpinLock(tsl=tuple(TSL))
     assert found.spacing_mm == (2.0, 1.5)
     assert found.images.dtype == torch.float32
-    assert (dict(found.truth), found.labels, found.sigma, found.clean) == ({}, None, None, None)
+    assert (dict(found.truth), found.labels, found.sigma) == ({}, None, None)
     assert found.name == "measured series of 3 subjects, 7 slices"
 
 

@@ -234,8 +234,8 @@ def test_a_file_says_its_times_and_its_calibration(runs, tmp_path):
     assert not trainers.load(file, PAIR, units="literal").estimator.calibration
     for wrong, said in (
         ({"T2": 2.0}, "calibration.T2 is no row of the network, which has T1RHO"),
-        ({"T1RHO": -1.0}, "calibration must hold a positive factor for each row"),
-        ([2.0], "calibration must hold a positive factor for each row"),
+        ({"T1RHO": -1.0}, "calibration.T1RHO: wanted a positive number"),
+        ([2.0], "calibration must hold a factor for each row"),
     ):
         save_tensors(file, tensors, {**header, "calibration": wrong})
         with pytest.raises(InputError, match=said):
