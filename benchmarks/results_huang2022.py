@@ -26,12 +26,12 @@ from qsim.evaluation.pages.cohort_published import (
     METHODS_2022,
     METHODS_2023,
 )
+from qsim.evaluation.studies.cohort_results import ALL_IMAGES
 from qsim.evaluation.table import ALL, Row, read_csv
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "huang2022.md"
 SIZES = ("full", "small")
 MARK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-ALL_IMAGES = "all images"
 NAMES = {"T1RHO": "T1rho", "T2": "T2"}
 
 

@@ -5,6 +5,7 @@ position names an epoch and a sample of the data set, whose order is drawn from 
 goes on exactly where it stopped, and neither the number of workers nor of devices changes what an iteration sees.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -137,15 +138,15 @@ class Source(Protocol):
         ...
 
 
-class _OfGenerator:
-    """What a source of a generator config has in common with any other."""
+class _OfGenerator(ABC):
+    """What the sources of a generator config have in common."""
 
     # frozen sources keep their slots
     __slots__ = ()
     config: GeneratorConfig
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
     @property
     def model(self) -> SignalModel:

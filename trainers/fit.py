@@ -42,7 +42,7 @@ from trainers.checkpoint import (
 )
 from trainers.config import TrainConfig
 from trainers.data import Generated, PatchDataset, Source, loader, open_store
-from trainers.global_stream import holding_the_stream
+from trainers.global_stream import GLOBAL_STREAM
 from trainers.infer import find_network
 from trainers.progress import Bar
 from trainers.relaxation.source import open_cohort_source
@@ -144,8 +144,6 @@ def images_scale(source: Source, seed: int) -> list[float]:
     return [min(tops), max(tops)]
 
 
-# dropout and loaders draw from the one stream of a process: a second training in another thread waits
-@holding_the_stream
 def fit(
     config: TrainConfig,
     out: Path,
@@ -173,11 +171,19 @@ def fit(
         InputError: a folder that is not empty without `resume`, or holds another config; data that do not fit.
         DivergedError: the loss is no longer finite.
     """
+    # dropout and loaders draw from the one stream of a process: a training in another thread waits
+    with GLOBAL_STREAM:
+        return _train(config, out, resume, device, console or Console(stderr=True), source)
+
+
+def _train(
+    config: TrainConfig, out: Path, resume: bool, device: Device, console: Console, source: Source | None
+) -> Path:
+    """As `fit`."""
     if "OMP_NUM_THREADS" not in os.environ:
         # trainings run side by side; several threads in each of them slow each other down
         torch.set_num_threads(1)
     fabric, precision = _fabric(config, device)
-    console = console or Console(stderr=True)
     ranks = fabric.world_size
     if config.batch % ranks:
         raise InputError(f"batch: {config.batch} samples cannot be divided among {ranks} devices")
@@ -186,6 +192,9 @@ def fit(
     task.variety.check(source.model, source.stored)
     if isinstance(task, RelaxationLearning):
         task.check_batch(config.batch, ranks)
+    n_validation = source.validation(config.validation)
+    if not n_validation and (config.patience or config.keep == "best"):
+        raise InputError("validation: patience and keep: best need samples to validate on; keep some")
     generator = torch.Generator().manual_seed(int(Streams(config.seed, 0).rng("weights").integers(2**63)))
     plain = config.mapping_network.build(task.model, task.parameters, generator)
     if not (resume and (out / STATE).is_file()):
@@ -205,9 +214,6 @@ def fit(
     if state.iteration == 0 and resume:
         fabric.print(f"{out}: no checkpoint yet, starting at iteration 0")
 
-    n_validation = source.validation(config.validation)
-    if not n_validation and (config.patience or config.keep == "best"):
-        raise InputError("validation: patience and keep: best need samples to validate on; keep some")
     dataset = PatchDataset(source, config.seed, len(source) - n_validation)
     batches = loader(
         dataset,

@@ -16,6 +16,7 @@ Source: split conformal prediction: Lei et al. 2018, doi:10.1080/01621459.2017.1
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, isfinite
+from typing import TypeGuard
 
 import numpy as np
 from jaxtyping import Float
@@ -67,8 +68,8 @@ def factor_of(given: object) -> Factor:
         sides = [given["sd"], given["factor"]]
         if all(isinstance(side, list | tuple) and all(_number(each) for each in side) for side in sides):
             return SdCalibration(*(tuple(float(each) for each in side) for side in sides))
-    if _number(given) and isfinite(given) and given > 0:  # type: ignore[arg-type, operator]
-        return float(given)  # type: ignore[arg-type]
+    if _number(given) and isfinite(given) and given > 0:
+        return float(given)
     raise ValueError(f"wanted a positive number, or sd and factor as lists of as many, got {given!r}")
 
 
@@ -79,7 +80,7 @@ def factor_json(factor: Factor) -> float | dict[str, list[float]]:
     return float(factor)
 
 
-def _number(given: object) -> bool:
+def _number(given: object) -> TypeGuard[float]:
     return isinstance(given, int | float) and not isinstance(given, bool)
 
 

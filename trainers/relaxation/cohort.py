@@ -17,8 +17,11 @@ from qsim.errors import InputError
 from qsim.estimators import build_estimator
 from qsim.signals import SpinLock, T2Prep
 from qsim.signals.base import SignalModel
+from qsim.signals.joint_decay import SpinLockT2Prep
 from trainers.relaxation.contrasts import Contrast, contrasts
 
+# what the row of a fitted map is called beside the true one
+FITTED = "fit/"
 # voxels that are fitted together
 _VOXELS = 1 << 17
 
@@ -86,6 +89,20 @@ def folds(subjects: tuple[int, ...], n: int, seed: int) -> tuple[tuple[int, ...]
 def ideal(contrast: Contrast) -> SpinLock | T2Prep:
     """The decay of one contrast alone."""
     return SpinLock(tsl=contrast.times) if contrast.row.name == "T1RHO" else T2Prep(te_prep=contrast.times)
+
+
+def part_of(model: SignalModel, chosen: tuple[int, ...]) -> SignalModel:
+    """Ideal decay of some images of a series.
+
+    Raises: ValueError if these cannot be told apart.
+    """
+    if isinstance(model, SpinLockT2Prep):
+        tsl, te = tuple(model.tsl[i] for i in chosen), tuple(model.te_prep[i] for i in chosen)
+        if len(set(te)) == 1:
+            return SpinLock(tsl=tsl)
+        return T2Prep(te_prep=te) if len(set(tsl)) == 1 else SpinLockT2Prep(tsl=tsl, te_prep=te)
+    (whole,) = contrasts(model)
+    return ideal(Contrast(whole.row, chosen, tuple(whole.time(i) for i in chosen)))
 
 
 def fit(

@@ -20,12 +20,11 @@ from qsim.estimators import Estimate
 from qsim.estimators.base import check_series
 from qsim.evaluation.calibration import Factor, factor_of
 from qsim.parameters import Parameter
-from qsim.signals import SpinLock, SpinLockT2Prep, T2Prep
 from qsim.signals.base import SignalModel
 from trainers.networks import RelaxationNetwork
 from trainers.networks.relaxation.answers import range_of
-from trainers.relaxation.cohort import ideal
-from trainers.relaxation.contrasts import Contrast, Input, contrasts, inputs, intervals
+from trainers.relaxation.cohort import part_of
+from trainers.relaxation.contrasts import Input, contrasts, inputs, intervals
 from trainers.relaxation.estimator import RelaxationEstimator
 from trainers.relaxation.learned import Learned, check_alike, check_calibration, data_of, learned_of, said, times_of
 from trainers.relaxation.task import SelfSupervisedTask
@@ -181,7 +180,7 @@ def _chosen(learned: Learned, model: SignalModel, images: Sequence[int] | None) 
 def _seen(learned: Learned, model: SignalModel, chosen: tuple[int, ...]) -> SignalModel:
     """Ideal decay of the images that the network sees."""
     try:
-        seen = _part(model, chosen)
+        seen = part_of(model, chosen)
         here = tuple(each.row.name for each in contrasts(seen))
         found: Input | None = inputs(seen)[0]
     except ValueError:
@@ -200,20 +199,6 @@ def _seen(learned: Learned, model: SignalModel, chosen: tuple[int, ...]) -> Sign
             f"take images that far apart{_example(learned, model)}, or a network of these times"
         )
     return seen
-
-
-def _part(model: SignalModel, chosen: tuple[int, ...]) -> SignalModel:
-    """Ideal decay of some images of a series.
-
-    Raises: ValueError if these cannot be told apart.
-    """
-    if isinstance(model, SpinLockT2Prep):
-        tsl, te = tuple(model.tsl[i] for i in chosen), tuple(model.te_prep[i] for i in chosen)
-        if len(set(te)) == 1:
-            return SpinLock(tsl=tsl)
-        return T2Prep(te_prep=te) if len(set(tsl)) == 1 else SpinLockT2Prep(tsl=tsl, te_prep=te)
-    (whole,) = contrasts(model)
-    return ideal(Contrast(whole.row, chosen, tuple(whole.time(i) for i in chosen)))
 
 
 def _other(learned: Learned, here: tuple[str, ...]) -> str:

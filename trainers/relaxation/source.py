@@ -15,11 +15,9 @@ from qsim.distributions import Streams
 from qsim.errors import InputError
 from qsim.signals.base import SignalModel
 from trainers.data import Batch
-from trainers.relaxation.cohort import Cohort, fit, folds
+from trainers.relaxation.cohort import FITTED, Cohort, fit, folds
 from trainers.relaxation.cohort_config import CohortConfig, open_cohort
 from trainers.variety import Variety
-
-FITTED = "fit/"
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,12 +32,12 @@ from trainers.data import Batch
 from trainers.networks.relaxation.answers import range_of
 from trainers.networks.relaxation.two_stream import TwoStreamNetwork
 from trainers.networks.relaxation.unet import UNetNetwork
+from trainers.relaxation.cohort import FITTED
 from trainers.relaxation.contrasts import Contrast, Input, check_input, contrasts, inputs, intervals, joint_scale
 from trainers.relaxation.losses import laplace, reconstruction
 from trainers.relaxation.moving import Augmentation, ImageMotion, draws, moved
 from trainers.variety import Variety
 
-FITTED = "fit/"
 # share of a moved voxel's neighbours that must have had a value [1]
 _WHOLE = 0.999
 

@@ -7,19 +7,16 @@ calibrate_run("runs/t1rho_liver")
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from qsim.errors import InputError
 from qsim.evaluation.calibration import SdCalibration
 from qsim.evaluation.studies.cohort_maps import calibrate_by_sd
-from trainers.checkpoint import restore_weights
 from trainers.infer import find_network
 from trainers.networks.relaxation.unet import UNetNetwork
 from trainers.relaxation.shipping import calibrate
 from trainers.relaxation.source import training_subjects
-from trainers.relaxation.task import RelaxationLearning, SelfSupervisedTask
+from trainers.relaxation.task import SelfSupervisedTask
 from trainers.stored import read_network
-from trainers.studies.cohort_networks import Trained, answers, cohort_of, references
+from trainers.studies.cohort_networks import answers, cohort_of, references, trained_of
 from trainers.studies.self_supervised_config import NetworkEntry
 
 _SAMPLES = 20
@@ -50,13 +47,9 @@ def calibrate_run(
     entry = NetworkEntry(name="network", task=task, network=network, samples=samples if network.dropout > 0 else 0)
     if not entry.states:
         raise InputError(f"{stored.path}: the network states no uncertainty; set network.scale or network.dropout")
-    learning = RelaxationLearning(task, network, cohort.model, tuple(cohort.truth), config.seed)
-    net = network.build(cohort.model, learning.parameters, torch.Generator().manual_seed(0))
-    restore_weights(net, stored.tensors, stored.path)
-    net.eval()
-    one = Trained(entry, learning, net, stored.header["precision"] == "bf16")
+    one = trained_of(stored, entry, cohort.model, tuple(cohort.truth))
     held = references(chosen, slices)
-    said = [answers(one, cohort.images[list(slices)], each) for each in learning.inputs]
+    said = [answers(one, cohort.images[list(slices)], each) for each in one.inputs]
     factors = {
         row: calibrate_by_sd([each[row] for each in said], [held[row]] * len(said), against=against) for row in said[0]
     }

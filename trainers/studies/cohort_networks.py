@@ -14,20 +14,19 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from qsim.evaluation.studies.cohort_reference import Answer, Reference
-from qsim.signals import SpinLock, T2Prep
 from qsim.signals.base import SignalModel
-from qsim.signals.joint_decay import SpinLockT2Prep
-from trainers.checkpoint import MODEL, load_tensors, restore_weights
+from trainers.checkpoint import MODEL
 from trainers.config import TrainConfig
 from trainers.fit import fit
 from trainers.networks.relaxation.answers import range_of
-from trainers.relaxation.cohort import Cohort, ideal
+from trainers.relaxation.cohort import Cohort, ideal, part_of
 from trainers.relaxation.cohort import fit as fit_all
 from trainers.relaxation.cohort_config import CohortConfig, open_cohort, without_noise
 from trainers.relaxation.contrasts import Input, contrasts, intervals
 from trainers.relaxation.estimator import RelaxationEstimator
 from trainers.relaxation.source import cohort_source, training_subjects
 from trainers.relaxation.task import RelaxationLearning
+from trainers.stored import Stored, read_network
 from trainers.studies.self_supervised_config import NetworkEntry
 
 
@@ -47,16 +46,6 @@ def only(cohort: Cohort, row: str) -> Cohort:
     return replace(
         cohort, images=cohort.images[:, list(contrast.images)], model=ideal(contrast), digest=f"{cohort.digest} {row}"
     )
-
-
-def part_of(model: SignalModel, chosen: Input) -> SignalModel:
-    """The ideal decay of the images of an input alone."""
-    if isinstance(model, SpinLockT2Prep):
-        return SpinLockT2Prep(tsl=tuple(model.tsl[i] for i in chosen), te_prep=tuple(model.te_prep[i] for i in chosen))
-    if isinstance(model, SpinLock):
-        return SpinLock(tsl=tuple(model.tsl[i] for i in chosen))
-    assert isinstance(model, T2Prep), "cohorts are of these"
-    return T2Prep(te_prep=tuple(model.te_prep[i] for i in chosen))
 
 
 def label_of(model: SignalModel, chosen: Input) -> str:
@@ -188,14 +177,20 @@ def train(config: TrainConfig, entry: NetworkEntry, cohort: Cohort, out: Path, d
                 console=Console(file=nowhere),
                 source=source,
             )
-    tensors, header = load_tensors(out / MODEL)
-    learning = RelaxationLearning(entry.task, entry.network, series.model, source.rows, config.seed)
-    net = entry.network.build(series.model, learning.parameters, torch.Generator().manual_seed(0))
-    restore_weights(net, tensors, out / MODEL)
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    net.eval()
-    net.requires_grad_(False)
-    return Trained(entry, learning, net, header["precision"] == "bf16")
+    return trained_of(read_network(out / MODEL), entry, series.model, source.rows)
+
+
+def trained_of(stored: Stored, entry: NetworkEntry, model: SignalModel, maps: tuple[str, ...]) -> Trained:
+    """A network from its file.
+
+    Args:
+        model: ideal decay of its series.
+        maps: rows that its data know, see `RelaxationLearning`.
+    Raises: InputError if the weights are those of another network.
+    """
+    learning = RelaxationLearning(entry.task, entry.network, model, maps, stored.config.seed)
+    net = entry.network.build(model, learning.parameters, torch.Generator().manual_seed(0))
+    return Trained(entry, learning, stored.ready(net, torch.device("cpu")), stored.header["precision"] == "bf16")
 
 
 def series_of(trained: Trained, images: Float[Tensor, "s n y x"], model: SignalModel) -> Float[Tensor, "s n y x"]:

@@ -22,9 +22,8 @@ from qsim.evaluation.studies.cohort_maps import population_constant
 from qsim.evaluation.studies.cohort_reference import Answer, Reference
 from qsim.information.bound import crb
 from trainers.networks.relaxation.answers import averages
-from trainers.relaxation.cohort import Cohort, fit, ideal
+from trainers.relaxation.cohort import Cohort, fit, ideal, part_of
 from trainers.relaxation.contrasts import Contrast, Input, contrasts
-from trainers.studies.cohort_networks import part_of
 
 
 def _pair(contrast: Contrast, chosen: Input) -> tuple[int, int]:

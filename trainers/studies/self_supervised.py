@@ -25,7 +25,7 @@ from qsim.evaluation.metrics import over_draws
 from qsim.evaluation.pages.cohort_page import cohort_page
 from qsim.evaluation.studies.cohort_maps import calibrate_by_sd, calibrated, curves, judge
 from qsim.evaluation.studies.cohort_reference import MS, Answer, Reference
-from qsim.evaluation.studies.cohort_results import CohortResults, Curve, Figure, Maps
+from qsim.evaluation.studies.cohort_results import ALL_IMAGES, CohortResults, Curve, Figure, Maps
 from qsim.evaluation.table import ALL, Row
 from trainers.relaxation.contrasts import contrasts, inputs
 from trainers.studies.block_runner import Command, finish
@@ -47,7 +47,6 @@ from trainers.studies.outputs import say
 from trainers.studies.self_supervised_config import OF_ALL, NetworkEntry, SelfSupervisedConfig
 from trainers.studies.study_files import open_files, write_files
 
-ALL_IMAGES = "all images"
 # what stands between the parts of a key in a block's file
 _BAR = "|"
 _SOURCES = ("estimate", "aleatoric", "epistemic")

@@ -1,6 +1,7 @@
 """What methods were to reach, and whether they do."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from math import inf, isfinite
 from typing import NamedTuple
@@ -90,10 +91,7 @@ def _single(results: CohortResults) -> Iterator[Aim]:
     for name in results.methods:
         if name.removesuffix(", ensemble") not in _JUDGED:
             continue
-
-        def runs(metric: str, region: str = "roi", shown: str = "mean", condition: str = "plain") -> Runs:
-            return results.get(name, parameter, metric, region, shown, condition)  # noqa: B023  used at once
-
+        runs = partial(results.get, name, parameter)
         for shown in results.inputs:
             if share := TWO_POINT_SHARES.get(second(shown)):
                 other = results.get(TWO_POINT, parameter, f"rmae_{kind}", shown=shown)

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -261,10 +262,9 @@ def _grid(rows: int, columns: int, maps: Maps, titles: int) -> tuple[Figure, np.
     y, x = next(iter([*maps.shared.values(), *(m for held in maps.methods.values() for m in held.values())])).shape
     tall = y * maps.spacing_mm[0] / (x * maps.spacing_mm[1])
     width = min(2.1, (_WIDTH - 0.8) / columns)
-    figure = Figure(
-        figsize=(width * columns + 0.8, width * tall * rows + 0.22 * titles + 0.2), layout="constrained", dpi=_DPI
-    )
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)  # type: ignore[union-attr, call-arg]
+    size = width * columns + 0.8, width * tall * rows + 0.22 * titles + 0.2
+    tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    figure = Figure(figsize=size, layout=tight, dpi=_DPI)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()

@@ -21,7 +21,7 @@ from qsim.evaluation.pages.cohort_trust import trust_sections
 from qsim.evaluation.pages.content import plain
 from qsim.evaluation.pages.heat_report import Block, Grid, Page, Picture, Section, Text, Words
 from qsim.evaluation.pages.summary import number
-from qsim.evaluation.studies.cohort_results import CohortResults
+from qsim.evaluation.studies.cohort_results import ALL_IMAGES, CohortResults
 
 _OTHERS = (TWO_POINT, CONSTANT, "least-squares", "rician")
 _LEFT_OUT = 0.5
@@ -87,7 +87,7 @@ def lead(results: CohortResults) -> list[Words]:
 
 
 def _of_all(results: CohortResults, method: str, parameter: str, kind: str) -> Runs:
-    return results.get(method, parameter, f"rmae_{kind}", shown="all images")
+    return results.get(method, parameter, f"rmae_{kind}", shown=ALL_IMAGES)
 
 
 def sections(results: CohortResults) -> list[Section]:
@@ -168,7 +168,20 @@ def _ranked(results: CohortResults, parameter: str) -> list[Block]:
         "for slopes, concordance and contrast what is nearest 1. Slope and concordance of the subjects' means in the "
         "ROI on the reference's; slope within: of deviations from the slice's mean, 0 for a method that paints means."
     )
-    return [Grid(heads, lines, best=smallest(off)), Text(text, soft=True)]
+    return [Grid(heads, lines, best=smallest(off)), Text(text, soft=True), *_bound(results, parameter)]
+
+
+def _bound(results: CohortResults, parameter: str) -> list[Block]:
+    """The smallest SD that an unbiased estimate of one voxel can have."""
+    found = {shown: results.get("bound", parameter, "bound_sd", shown=shown) for shown in (*results.inputs, ALL_IMAGES)}
+    said = [f"{shown}: {number(mean(values))} ms" for shown, values in found.items() if known(values)]
+    if not said:
+        return []
+    text = (
+        f"Cramér-Rao bound of one voxel by itself, mean SD over the ROI: {', '.join(said)}. An unbiased estimate of "
+        "normal errors with this SD has a mean |error| of 0.80 times it; who looks at neighbours can be below."
+    )
+    return [Text(text, soft=True)]
 
 
 def _elsewhere(results: CohortResults, parameter: str, region: str) -> Grid | None:
@@ -191,7 +204,7 @@ def _elsewhere(results: CohortResults, parameter: str, region: str) -> Grid | No
 def _limited(results: CohortResults, parameter: str) -> list[Block]:
     """Share of voxels whose value was cut to the range, by input."""
     regions = {"roi": "ROI", "body": "body"}
-    inputs = [*results.inputs, "all images"]
+    inputs = [*results.inputs, ALL_IMAGES]
     lines: list[list[Words]] = []
 
     def runs(name: str, region: str, shown: str) -> Runs:

@@ -13,7 +13,7 @@ from qsim.evaluation.pages.cohort_published import (
 )
 from qsim.evaluation.pages.content import plain
 from qsim.evaluation.pages.heat_report import Block, Grid, Points, Section, Text, Words
-from qsim.evaluation.studies.cohort_results import CohortResults
+from qsim.evaluation.studies.cohort_results import ALL_IMAGES, CohortResults
 
 TWO_POINT = "two-point"
 CONSTANT = "population-constant"
@@ -116,7 +116,7 @@ def _inputs_2022(results: CohortResults) -> Section | None:
     if len(results.inputs) < 2:
         return None
     methods = [n for n in with_errors(results, unperturbed(results)) if n not in _STEPS]
-    methods = [n for n in methods if not known(results.get(n, parameter, f"rmae_{kinds[0]}", shown="all images"))]
+    methods = [n for n in methods if not known(results.get(n, parameter, f"rmae_{kinds[0]}", shown=ALL_IMAGES))]
     if not methods:
         return None
     beside = TWO_POINT in methods

@@ -149,6 +149,12 @@ def curves(answer: Answer, reference: Reference, region: Region, against: Agains
     return Curves(found.fraction, found.curve, found.oracle, found.random)
 
 
+def _as_many(answers: Sequence[Answer], references: Sequence[Reference]) -> None:
+    """Raises: ValueError if there are none, or not as many of both."""
+    if len(answers) != len(references) or not answers:
+        raise ValueError(f"answers: {len(answers)} for {len(references)} references; give as many, and at least one")
+
+
 def calibrate(
     answers: Sequence[Answer],
     references: Sequence[Reference],
@@ -168,8 +174,7 @@ def calibrate(
     """
     if not 0 < level < 1:
         raise ValueError(f"level: got {level:g}; give a probability between 0 and 1")
-    if len(answers) != len(references) or not answers:
-        raise ValueError(f"answers: {len(answers)} for {len(references)} references; give as many, and at least one")
+    _as_many(answers, references)
     ratios = []
     for answer, reference in zip(answers, references, strict=True):
         error, sd = with_sd(answer, reference, region, against)
@@ -199,8 +204,7 @@ def calibrate_by_sd(
 
     Raises: ValueError if there are too few voxels.
     """
-    if len(answers) != len(references) or not answers:
-        raise ValueError(f"answers: {len(answers)} for {len(references)} references; give as many, and at least one")
+    _as_many(answers, references)
     parts = [with_sd(answer, reference, region, against) for answer, reference in zip(answers, references, strict=True)]
     return calibrate_sd(
         np.concatenate([error for error, _ in parts]) / MS, np.concatenate([sd for _, sd in parts]) / MS, level

@@ -7,6 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+# what a method was shown that sees the whole series
+ALL_IMAGES = "all images"
+
 
 class Figure(NamedTuple):
     """Where a figure belongs.
@@ -93,6 +96,6 @@ class CohortResults:
         if shown != "mean":
             missing = np.full(len(self.runs), np.nan)
             return self.values.get(Figure(condition, method, shown, region, parameter, metric), missing)
-        each = [self.get(method, parameter, metric, region, one, condition) for one in (*self.inputs, "all images")]
+        each = [self.get(method, parameter, metric, region, one, condition) for one in (*self.inputs, ALL_IMAGES)]
         found = [numbers for numbers in each if np.isfinite(numbers).any()]
         return np.mean(found, 0) if found else np.full(len(self.runs), np.nan)

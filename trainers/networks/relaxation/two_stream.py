@@ -21,12 +21,13 @@ from qsim.parameters import Parameter
 from qsim.signals.base import SignalModel
 from qsim.values import value
 from trainers.networks.relaxation.answers import range_of
+from trainers.networks.relaxation.spec import RelaxationSpec
 from trainers.networks.relaxation.trunk import Norm, Step, UNet, start
 from trainers.relaxation.contrasts import contrasts
 
 
 @value
-class TwoStreamNetwork:
+class TwoStreamNetwork(RelaxationSpec):
     """The two-stream network, as a config names it.
 
     Attributes:
@@ -44,18 +45,7 @@ class TwoStreamNetwork:
     longest: Annotated[float, Field(gt=0)] = 0.5
 
     def __post_init__(self) -> None:
-        if not self.shortest < self.longest <= 20:
-            raise ValueError(f"shortest must be below longest, both in s, got {self.shortest:g} and {self.longest:g}")
-
-    @property
-    def any_length(self) -> bool:
-        """Whether one network serves series of every length: it sees two images, of any times."""
-        return True
-
-    @property
-    def needs_sigma(self) -> bool:
-        """Whether the noise level is an input."""
-        return False
+        self.check_bounds()
 
     def build(self, model: SignalModel, parameters: tuple[Parameter, ...], generator: torch.Generator) -> "TwoStreams":
         """The network from two images of `model` to its relaxation time, with its starting weights.

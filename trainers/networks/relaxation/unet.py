@@ -14,6 +14,7 @@ from qsim.parameters import Parameter
 from qsim.signals.base import SignalModel
 from qsim.values import value
 from trainers.networks.relaxation.answers import Range, averages, neighbours, range_of, two_point
+from trainers.networks.relaxation.spec import RelaxationSpec
 from trainers.networks.relaxation.trunk import Norm, Step, UNet, start
 from trainers.relaxation.contrasts import Contrast, contrasts
 
@@ -30,7 +31,7 @@ _LEAST = 6.0
 
 
 @value
-class UNetNetwork:
+class UNetNetwork(RelaxationSpec):
     """The U-Net, as a config names it.
 
     Attributes:
@@ -66,10 +67,7 @@ class UNetNetwork:
     longest: Annotated[float, Field(gt=0)] = 0.5
 
     def __post_init__(self) -> None:
-        if not self.shortest < self.longest:
-            raise ValueError(f"shortest must be below longest, got {self.shortest:g} and {self.longest:g} s")
-        if self.longest > 20:
-            raise ValueError(f"longest is in seconds, got {self.longest:g}; divide by 1000 if these are milliseconds")
+        self.check_bounds()
         for name, sides in (("sizes", self.sizes), ("kernel", (self.kernel,))):
             if not sides or any(side % 2 == 0 for side in sides):
                 raise ValueError(f"{name} must be odd numbers of voxels, got {list(sides)}")
@@ -78,16 +76,6 @@ class UNetNetwork:
     def larger(self) -> tuple[int, ...]:
         """Sides of the squares whose means are averaged beside the voxels of the kernel."""
         return tuple(size for size in self.sizes if size > self.kernel)
-
-    @property
-    def any_length(self) -> bool:
-        """Whether one network serves series of every length: it sees two or three images, of any times."""
-        return True
-
-    @property
-    def needs_sigma(self) -> bool:
-        """Whether the noise level is an input."""
-        return False
 
     def build(self, model: SignalModel, parameters: tuple[Parameter, ...], generator: torch.Generator) -> "UNetMaps":
         """The network from an input of `model` to the rows `parameters`, with its starting weights.
