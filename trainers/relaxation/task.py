@@ -14,6 +14,7 @@ says of images that it does not hold, as in Noise2Noise (Lehtinen et al. 2018, a
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -114,6 +115,12 @@ class SelfSupervisedTask:
             raise ValueError(f"weights: {why} and has no constraint pairs; leave it out")
 
 
+@lru_cache(maxsize=8)
+def _constraint(model: SignalModel) -> RelaxationConstraint:
+    """Of a model; whether its signal is linear in A is looked at once, not in every iteration."""
+    return RelaxationConstraint(model)
+
+
 @dataclass(frozen=True, slots=True)
 class RelaxationLearning:
     """The task, matched to the series of a cohort.
@@ -194,7 +201,7 @@ class RelaxationLearning:
     @property
     def constraint(self) -> RelaxationConstraint:
         """What relaxation says of the images."""
-        return RelaxationConstraint(self.model if self.spec.relaxation is None else self.spec.relaxation)
+        return _constraint(self.model if self.spec.relaxation is None else self.spec.relaxation)
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
