@@ -14,7 +14,6 @@ says of images that it does not hold, as in Noise2Noise (Lehtinen et al. 2018, a
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Annotated, Literal
 
 import numpy as np
@@ -115,12 +114,6 @@ class SelfSupervisedTask:
             raise ValueError(f"weights: {why} and has no constraint pairs; leave it out")
 
 
-@lru_cache(maxsize=8)
-def _constraint(model: SignalModel) -> RelaxationConstraint:
-    """Of a model; whether its signal is linear in A is looked at once, not in every iteration."""
-    return RelaxationConstraint(model)
-
-
 @dataclass(frozen=True, slots=True)
 class RelaxationLearning:
     """The task, matched to the series of a cohort.
@@ -201,7 +194,7 @@ class RelaxationLearning:
     @property
     def constraint(self) -> RelaxationConstraint:
         """What relaxation says of the images."""
-        return _constraint(self.model if self.spec.relaxation is None else self.spec.relaxation)
+        return RelaxationConstraint(self.model if self.spec.relaxation is None else self.spec.relaxation)
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -318,20 +311,23 @@ class RelaxationLearning:
             times = series.new_tensor(self.joined[0].times)[None, :, None, None]
             images = series[:, list(self.joined[0].images)]
             return [images - found["s0"] * torch.exp(-times / found["rows"])]
-        rows = self._rows(found["rows"], kappa)
+        constraint = self.constraint
+        rows = self._rows(found["rows"], kappa, constraint.rows)
         result = []
         for name, pairs in zip(self.targets, self.pairs, strict=True):
             images, worse = series, self.spec.corrupt
             if worse is not None and worse.row == name:
                 images = self._moved_apart(worse, name, series, batch) * worse.scale
-            result.append(self.constraint.residual(images.movedim(1, 0), rows, pairs).movedim(0, 1))
+            result.append(constraint.residual(images.movedim(1, 0), rows, pairs).movedim(0, 1))
         return result
 
-    def _rows(self, answered: Float[Tensor, "b q y x"], kappa: Float[Tensor, "b m y x"]) -> Float[Tensor, "k b y x"]:
+    def _rows(
+        self, answered: Float[Tensor, "b q y x"], kappa: Float[Tensor, "b m y x"], wanted: Sequence[Parameter]
+    ) -> Float[Tensor, "k b y x"]:
         """All rows of the constraint: learned ones, those that the data know, and 1 s for a time not learned."""
         names = [row.name for row in self.parameters]
         found = []
-        for row in self.constraint.rows:
+        for row in wanted:
             if row.name in names:
                 found.append(answered[:, names.index(row.name)])
             elif self.spec.relaxation is not None and row.name in self.maps:
@@ -394,9 +390,10 @@ class RelaxationLearning:
         found = net(seen, spans)
         inside = batch.labels > 0
         sums = {"count": inside.sum().double()}
-        rows = self._rows(found["rows"], kappa)
+        constraint = self.constraint
+        rows = self._rows(found["rows"], kappa, constraint.rows)
         for place, (name, pairs) in enumerate(zip(self.targets, self.pairs, strict=True)):
-            residual = self.constraint.residual(series.movedim(1, 0), rows, pairs).movedim(0, 1).abs()
+            residual = constraint.residual(series.movedim(1, 0), rows, pairs).movedim(0, 1).abs()
             apart = [[len({*pair} & {*self.inputs[i]}) == 0 for pair in self.pairs[place]] for i in numbers]
             weights = torch.tensor(apart, dtype=torch.float32, device=series.device)
             if not weights.any(1).all():
