@@ -196,6 +196,21 @@ def test_two_point_times_by_hand():
     assert near.estimate[0, 2, 2] == pytest.approx(0.03 / np.log(1 / 0.6), rel=1e-5)
 
 
+def test_voxels_that_look_alike_by_hand():
+    """A square of 3 across an edge: weights exp(-300 d) of the 3 x 3 means in both images of the input."""
+    (contrast,) = contrasts(SpinLock(tsl=TSL))
+    images = torch.ones(1, 4, 6, 6)
+    images[0, 2] = 0.4
+    images[0, 2, :, 3:] = 0.5
+    images[0, 1] = torch.rand(6, 6, generator=torch.Generator().manual_seed(1))  # not of the input
+    found = alone("bilateral-3", images, contrast, (0, 2), (0.005, 0.2), None).estimate[0]
+    # 3 x 3 means of columns 1 to 4: 0.4, 0.4 + 0.1 / 3, 0.4 + 0.2 / 3, 0.5; in column 2 its neighbours differ by 0.1 / 3
+    weight = np.exp(-300 * (0.1 / 3) ** 2)
+    later = (0.4 * (1 + weight) + 0.5 * weight) / (1 + 2 * weight)
+    assert found[2, 2] == pytest.approx(0.03 / np.log(1 / later), rel=1e-4)
+    assert found[2, 0] == pytest.approx(0.03 / np.log(1 / 0.4), rel=1e-4)
+
+
 def test_one_value_for_all_and_the_bound():
     cohort = circles(n=3)
     values = cohort.truth["T1RHO"].double().numpy()

@@ -133,28 +133,51 @@ def test_every_kind_of_scale():
 # ------------------------------------------------------------------------------------------- averaging
 
 
-def test_an_average_with_forced_weights_by_hand():
-    """9 voxels of the square, row by row, then the mean over 5 x 5; softmax of 10 times the logits."""
+@pytest.mark.parametrize("v", [-9.0, 0.0, 2.0])
+def test_an_average_with_forced_weights_by_hand(v):
+    """9 voxels of the square, row by row, then the mean over 5 x 5; softmax of 10 times the logits less p d."""
     logits = [0.1 * i for i in range(9)] + [0.3]
-    net = force(build(answer="averaging", scale="none"), logits)
+    net = force(build(answer="averaging", scale="none"), [*logits, v])
     images = noisy(b=1, k=2, side=12)
     images[:, 1] *= 0.6
     found = net(images, spans(0.03, b=1))["rows"][0, 0].detach().numpy()
-    weights = np.exp(10 * np.array(logits))
-    weights /= weights.sum()
+    p = 300 * np.exp(4 * np.tanh(v / 4))
     first, later = images[0].double().numpy()
+
+    def square(image, y, x, half):
+        # a mean is over what lies inside
+        return image[max(y - half, 0) : y + half + 1, max(x - half, 0) : x + half + 1].mean()
+
     for y, x in ((5, 6), (3, 9), (0, 0), (0, 11), (11, 4)):
-        means = []
+        # beyond the border the edge is continued
+        near = [(min(max(y + i, 0), 11), min(max(x + j, 0), 11)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        unlike = np.zeros(10)
         for image in (first, later):
-            # beyond the border the edge is continued; a larger mean is over what lies inside
-            near = [image[min(max(y + i, 0), 11), min(max(x + j, 0), 11)] for i in (-1, 0, 1) for j in (-1, 0, 1)]
-            wide = image[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3].mean()
-            means.append(weights[:9] @ near + weights[9] * wide)
-        assert found[y, x] == pytest.approx(0.03 / log(means[0] / means[1]), rel=1e-5)
+            looks = [square(image, *place, 1) for place in near] + [square(image, y, x, 2)]
+            unlike += (np.array(looks) - square(image, y, x, 1)) ** 2
+        weights = np.exp(10 * np.array(logits) - p * unlike)
+        weights /= weights.sum()
+        means = [weights @ [*(image[place] for place in near), square(image, y, x, 2)] for image in (first, later)]
+        assert found[y, x] == pytest.approx(0.03 / log(means[0] / means[1]), rel=1e-4)
+
+
+def test_an_untrained_average_keeps_an_edge_that_a_plain_mean_blurs():
+    """30 | 60 ms at SNR 50 after 30 ms: half-way between the first columns of each side a mean of 7 x 7 loses 6/7."""
+    times = torch.full((1, 1, 24, 24), 0.03)
+    times[..., 12:] = 0.06
+    generator = torch.Generator().manual_seed(4)
+    images = torch.cat((torch.ones_like(times), torch.exp(-0.03 / times)), 1)
+    images = images + 0.02 * torch.randn(images.shape, generator=generator)
+    net = build(answer="averaging", scale="none", kernel=7, sizes=(1,)).eval()
+    found = net(images, spans(0.03, b=1))["rows"][0, 0].detach()
+    near = found[4:-4, 12].mean() - found[4:-4, 11].mean()
+    assert float(near) > 0.8 * 0.03
+    # and averages as well: one voxel's two-point time has an SD of 0.02 T^2 / 0.03 sqrt(1 + e^(2 0.03 / T)) = 3.2 ms
+    assert float(found[4:-4, 4:8].std()) < 0.0032 / 4
 
 
 def test_an_image_without_decay_is_said_to_be_the_longest_time_and_one_of_noise_the_shortest():
-    net = force(build(answer="averaging", scale="none"), [0.0] * 10)
+    net = force(build(answer="averaging", scale="none"), [0.0] * 11)
     flat = torch.full((1, 2, 12, 12), 0.4)
     assert net(flat, spans(0.03, b=1))["rows"].detach().unique().tolist() == pytest.approx([HIGH])
     flat[:, 1] = 0.0

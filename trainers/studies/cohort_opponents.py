@@ -2,6 +2,8 @@
 
 two-point               T = t / log(I_first / I_later), limited to a range; limited voxels are counted
 averaged-k              the same of images averaged over k x k voxels: what averaging alone gives
+bilateral-k             the same of images averaged over those of k x k voxels that look alike in all images of the input:
+                        w = softmax(-p d), see `answers.py`
 empirical-bayes         the voxel's posterior mean with a prior found in the same two images
 population-constant     one value for all: the median of the training subjects' regions
 least-squares, rician   fits of all images
@@ -21,9 +23,9 @@ from qsim.estimators.base import Status
 from qsim.evaluation.studies.cohort_maps import population_constant
 from qsim.evaluation.studies.cohort_reference import Answer, Reference
 from qsim.information.bound import crb
-from trainers.networks.relaxation.answers import averages
+from trainers.networks.relaxation.answers import PRECISION, averages, neighbours, unlikeness
 from trainers.relaxation.cohort import Cohort, fit, ideal, part_of
-from trainers.relaxation.contrasts import Contrast, Input, contrasts
+from trainers.relaxation.contrasts import Contrast, Input, contrasts, joint_scale
 
 
 def _pair(contrast: Contrast, chosen: Input) -> tuple[int, int]:
@@ -47,6 +49,17 @@ def limited_two_point(
     return Answer(estimate=estimate, limited=slow | (rate > 1 / low))
 
 
+def alike(images: Float[Tensor, "s n y x"], chosen: Input, side: int) -> Float[Tensor, "s n y x"]:
+    """Images averaged over those voxels of a square of odd side that look alike in the images of an input."""
+    found = torch.empty_like(images)
+    # one slice at a time: a square of 7 holds every image 49 times
+    for i in range(len(images)):
+        seen = images[i : i + 1, list(chosen)]
+        share = torch.softmax(-PRECISION * unlikeness(seen / joint_scale(seen), side, ()), 1)
+        found[i] = (share[:, :, None] * neighbours(images[i : i + 1], side)).sum(1)[0]
+    return found
+
+
 def alone(
     name: str,
     images: Float[Tensor, "s n y x"],
@@ -64,6 +77,8 @@ def alone(
     if name.startswith("averaged-"):
         size = int(name.removeprefix("averaged-"))
         return limited_two_point(averages(images, (size,))[:, 0], contrast, chosen, limits)
+    if name.startswith("bilateral-"):
+        return limited_two_point(alike(images, chosen, int(name.removeprefix("bilateral-"))), contrast, chosen, limits)
     pair = list(_pair(contrast, chosen))
     model = part_of(ideal(contrast), tuple(contrast.images.index(image) for image in pair))
     estimator = build_estimator(name, model)

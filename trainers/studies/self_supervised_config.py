@@ -12,8 +12,18 @@ from trainers.relaxation.cohort_config import CohortConfig
 from trainers.relaxation.perturbations import AddedNoise, BrightSquare, UnseenLesion
 from trainers.relaxation.task import SelfSupervisedTask
 
-# methods without a network; `averaged-7` is the two-point time of images averaged over 7 x 7 voxels
-ALONE = ("two-point", "averaged-3", "averaged-7", "empirical-bayes", "population-constant", "least-squares", "rician")
+# methods without a network; `averaged-7` is the two-point time of images averaged over 7 x 7 voxels, `bilateral-7` of
+# those averaged over voxels of such a square that look alike
+ALONE = (
+    "two-point",
+    "averaged-3",
+    "averaged-7",
+    "bilateral-7",
+    "empirical-bayes",
+    "population-constant",
+    "least-squares",
+    "rician",
+)
 # of these, which look at all images
 OF_ALL = ("least-squares", "rician")
 

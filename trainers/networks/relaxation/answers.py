@@ -7,7 +7,13 @@
 `averaging` lets it say which voxels are alike. The images are averaged, in every voxel with weights of its own, over
 the voxels of a small square and the means of larger ones, and the two-point time of the averages is the answer:
 
-    w = softmax(u),        T = t / log(sum_k w_k I_first,k / sum_k w_k I_later,k)
+    d_k = sum_i (m_i,k - m_i)^2                                      how unlike place k looks, over the images i
+    w = softmax(10 u - p d)
+    T = t / log(sum_k w_k I_first,k / sum_k w_k I_later,k)
+
+m is the image averaged over 3 x 3 voxels (at a larger square: over that square), u and p > 0 are the network's. With
+u = 0 and p the same everywhere it is a bilateral filter (Tomasi and Manduchi 1998, doi:10.1109/ICCV.1998.710815) of
+all images together; that is what a training starts from.
 
 A mean of signals keeps a subject's mean and a lesion's contrast where the weights are right, whatever the time between
 the images; and the two-point time of a mean has less noise and less bias than the mean of noisy two-point times.
@@ -25,6 +31,14 @@ from qsim.parameters import RELAXATION_TIMES, Parameter
 
 # below this, normalised signal is nothing but noise and its logarithm of no use [1]
 _FLOOR = 1e-3
+# of the logits of an average over many voxels: steps of Adam alone would hardly turn them
+_GAIN = 10.0
+# side of the square over which places are compared [voxels]; single voxels would follow the noise
+_COMPARED = 3
+# p before the training: images that differ by 0.05 of their joint scale share half of the weight [1]
+PRECISION = 300.0
+# log p changes by at most so much
+_MOST = 4.0
 # of the constant of an offset decay, in units of A [1]
 _OFFSET = (-0.5, 0.5)
 
@@ -88,6 +102,25 @@ def neighbours(images: Float[Tensor, "b k y x"], side: int) -> Float[Tensor, "b 
     wide = functional.pad(images, (half, half, half, half), mode="replicate")
     height, width = images.shape[-2:]
     return torch.stack([wide[..., y : y + height, x : x + width] for y in range(side) for x in range(side)], 1)
+
+
+def unlikeness(images: Float[Tensor, "b k y x"], side: int, sizes: Sequence[int]) -> Float[Tensor, "b s y x"]:
+    """d of every voxel of a square of odd side, then of every larger square: squared distance over the images.
+
+    d_k = sum_i (m_i,k - m_i)^2
+    """
+    own = averages(images, (_COMPARED,))
+    places = torch.cat((neighbours(own[:, 0], side), averages(images, sizes)), 1)
+    return (places - own).square().sum(2)
+
+
+def weights(said: Float[Tensor, "b c y x"], unlike: Float[Tensor, "b s y x"]) -> Float[Tensor, "b s y x"]:
+    """Weights of an average from the network's channels: u of each place, and last what p is.
+
+    w = softmax(10 u - p d),        p = 300 exp(4 tanh(v / 4))
+    """
+    precision = PRECISION * torch.exp(_MOST * torch.tanh(said[:, -1:] / _MOST))
+    return torch.softmax(_GAIN * said[:, :-1] - precision * unlike, 1)
 
 
 def two_point(

@@ -13,7 +13,7 @@ from generators.config import Count
 from qsim.parameters import Parameter
 from qsim.signals.base import SignalModel
 from qsim.values import value
-from trainers.networks.relaxation.answers import Range, averages, neighbours, range_of, two_point
+from trainers.networks.relaxation.answers import Range, averages, neighbours, range_of, two_point, unlikeness, weights
 from trainers.networks.relaxation.spec import RelaxationSpec
 from trainers.networks.relaxation.trunk import Norm, Step, UNet, start
 from trainers.relaxation.contrasts import Contrast, contrasts
@@ -24,8 +24,6 @@ LOG_SCALE = -3.5
 _MIDDLE = 0.03
 # and two-point times as log(T / 50 ms) [s]
 _USUAL = 0.05
-# of the logits of an average over many voxels: steps of Adam alone would hardly turn them
-_GAIN = 10.0
 # the log of a scale lies at most this far below where it began
 _LEAST = 6.0
 
@@ -61,7 +59,7 @@ class UNetNetwork(RelaxationSpec):
     inputs: Literal["images", "two_point"] = "images"
     answer: Literal["bounded", "averaging"] = "bounded"
     sizes: tuple[Count, ...] = (1, 3, 7, 15)
-    kernel: Count = 5
+    kernel: Count = 7
     scale: Literal["none", "constant", "head", "decoder"] = "head"
     shortest: Annotated[float, Field(gt=0)] = 0.005
     longest: Annotated[float, Field(gt=0)] = 0.5
@@ -112,8 +110,9 @@ class UNetMaps(nn.Module):
         self.contrast_of = [names.index(row.name) if row.name in names else None for row in parameters]
         self.scales = sum(each is not None for each in self.contrast_of)
         averaged = spec.answer == "averaging"
-        weights = spec.kernel**2 + len(spec.larger)
-        self.channels = [weights if averaged and c is not None else 1 for c in self.contrast_of]
+        # a logit of each place, and the precision with which places are compared
+        places = spec.kernel**2 + len(spec.larger) + 1
+        self.channels = [places if averaged and c is not None else 1 for c in self.contrast_of]
         channels = 1 + len(joined)
         if spec.inputs == "two_point":
             channels += len(joined) * (len(spec.sizes) + 1)
@@ -125,7 +124,7 @@ class UNetMaps(nn.Module):
         with torch.no_grad():
             place = 0
             for within, width in zip(self.ranges, self.channels, strict=True):
-                # sizes begin with the same weight
+                # places that look alike begin with the same weight
                 first[place : place + width] = within.share() if width == 1 else 0.0
                 place += width
         # of each contrast that is learned; what the network answers is added to it
@@ -142,15 +141,17 @@ class UNetMaps(nn.Module):
         """
         answers = self.trunk(self._features(images, intervals))
         channels = answers[0]
-        pool = self._pool(images.float()) if self.spec.answer == "averaging" else None
+        averaging = self.spec.answer == "averaging"
+        pool = self._pool(images.float()) if averaging else None
+        unlike = unlikeness(images.float(), self.spec.kernel, self.spec.larger) if averaging else None
         rows, place = [], 0
         for within, width, contrast in zip(self.ranges, self.channels, self.contrast_of, strict=True):
             said = channels[:, place : place + width]
-            if pool is None or contrast is None:
+            if pool is None or unlike is None or contrast is None:
                 rows.append(within.value(said[:, 0]))
             else:
-                weights = torch.softmax(_GAIN * said, 1)
-                first, later = ((weights * pool[:, :, i]).sum(1, keepdim=True) for i in (0, 1 + contrast))
+                share = weights(said, unlike)
+                first, later = ((share * pool[:, :, i]).sum(1, keepdim=True) for i in (0, 1 + contrast))
                 rows.append(torch.exp(two_point(first, later, intervals[:, contrast], within)[:, 0]))
             place += width
         found = {"rows": torch.stack(rows, 1)}
