@@ -204,7 +204,7 @@ def test_voxels_that_look_alike_by_hand():
     images[0, 2, :, 3:] = 0.5
     images[0, 1] = torch.rand(6, 6, generator=torch.Generator().manual_seed(1))  # not of the input
     found = alone("bilateral-3", images, contrast, (0, 2), (0.005, 0.2), None).estimate[0]
-    # 3 x 3 means of columns 1 to 4: 0.4, 0.4 + 0.1 / 3, 0.4 + 0.2 / 3, 0.5; in column 2 its neighbours differ by 0.1 / 3
+    # 3 x 3 means of columns 1 to 4: 0.4, 0.4 + 0.1 / 3, 0.4 + 0.2 / 3, 0.5: neighbours of column 2 differ by 0.1 / 3
     weight = np.exp(-300 * (0.1 / 3) ** 2)
     later = (0.4 * (1 + weight) + 0.5 * weight) / (1 + 2 * weight)
     assert found[2, 2] == pytest.approx(0.03 / np.log(1 / later), rel=1e-4)

@@ -2,8 +2,8 @@
 
 two-point               T = t / log(I_first / I_later), limited to a range; limited voxels are counted
 averaged-k              the same of images averaged over k x k voxels: what averaging alone gives
-bilateral-k             the same of images averaged over those of k x k voxels that look alike in all images of the input:
-                        w = softmax(-p d), see `answers.py`
+bilateral-k             the same of images averaged over those of k x k voxels that look alike in the images of the
+                        input: w = softmax(-p d), see `answers.py`
 empirical-bayes         the voxel's posterior mean with a prior found in the same two images
 population-constant     one value for all: the median of the training subjects' regions
 least-squares, rician   fits of all images
