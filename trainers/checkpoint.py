@@ -71,7 +71,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = json.loads((file.metadata() or {}).get(_FORMAT, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: truncated or not a safetensors file ({error})") from None
+        raise InputError(
+            f"{path}: truncated or not a safetensors file ({error}); copy it again, or make it anew"
+        ) from None
     if header.get("format") != _FORMAT:
         raise InputError(f"{path}: a safetensors file, but not a network of this project")
     if header["version"] > _VERSION:
@@ -132,12 +134,12 @@ class Progression:
     worse: int = 0
 
 
-def claim(out: Path, config: BaseModel, resume: bool) -> None:
-    """Make the folder of a run, or check that it is one of the same config.
+def check_claim(out: Path, config: BaseModel, resume: bool) -> bool:
+    """Whether the folder holds a run of the same config; False: it is to be begun.
 
     A stored config is read as a new one is: a key that did not exist when the run began has its default.
 
-    Raises: InputError.
+    Raises: InputError if it holds anything else, or that run without `resume`.
     """
     stored = out / CONFIG
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -159,12 +161,22 @@ def claim(out: Path, config: BaseModel, resume: bool) -> None:
             raise InputError(
                 f"{out}: was started with another config ({', '.join(changed)} differ); choose another --out"
             )
+        return True
+    return False
+
+
+def claim(out: Path, config: BaseModel, resume: bool) -> None:
+    """Make the folder of a run, or check that it is one of the same config, as `check_claim` does.
+
+    Raises: InputError.
+    """
+    if check_claim(out, config, resume):
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be made ({error.strerror or error})") from None
-    write_text(stored, json.dumps(config.model_dump(mode="json"), indent=1) + "\n")
+    write_text(out / CONFIG, json.dumps(config.model_dump(mode="json"), indent=1) + "\n")
 
 
 def restore(out: Path, net: nn.Module, optimiser: Optimizer, description: Mapping[str, Any]) -> Progression:

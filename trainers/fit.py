@@ -30,6 +30,7 @@ from trainers.checkpoint import (
     STATE,
     Progression,
     best_weights,
+    check_claim,
     claim,
     load_tensors,
     restore,
@@ -200,13 +201,16 @@ def _train(
     if not (resume and (out / STATE).is_file()):
         _begin(plain, config)
     if fabric.is_global_zero:
+        check_claim(out, config, resume)
+    # before anything is written: data that nothing can be learned from must not leave a folder
+    description = describe(config, task, source, precision)
+    if fabric.is_global_zero:
         claim(out, config, resume)
     fabric.barrier()
 
     plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.Adam(plain.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     net, wrapped = fabric.setup(plain, optimiser)
-    description = describe(config, task, source, precision)
     state = restore(out, plain, optimiser, description) if resume else Progression()
     if resume and fabric.is_global_zero:
         trim_log(out, state.iteration)

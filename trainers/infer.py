@@ -84,7 +84,10 @@ def load_estimator(
         raise InputError("run: none was given; give a run, or the name of a shipped network")
     stored = [read_network(find_network(each)) for each in runs]
     first = stored[0]
-    place = torch.device(device)
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"device: wanted cpu or cuda, got {device!r}; take cpu") from None
     kind = first.config.mapping_network.kind
     of_posterior = {"contrast": contrast, "noise": noise}
     of_relaxation = {"samples": samples, "units": units, "images": images}

@@ -44,14 +44,14 @@ class SdCalibration:
         if not self.sd or len(self.sd) != len(self.factor):
             raise ValueError(f"sd: {len(self.sd)} for {len(self.factor)} factors; give as many, and at least one")
         if not all(isfinite(each) and each > 0 for each in (*self.sd, *self.factor)):
-            raise ValueError("sd: must be finite and positive, and so must be factor")
+            raise ValueError("sd: must be finite and positive, and so must be factor; leave out groups that are not")
         if any(b <= a for a, b in zip(self.sd, self.sd[1:], strict=False)):
-            raise ValueError("sd: must rise")
+            raise ValueError(f"sd: must rise, got {list(self.sd)}; sort the groups, with their factors")
 
     def __call__(self, sd: Float[np.ndarray, "*s"]) -> Float[np.ndarray, "*s"]:
         """Factors of these SDs; NaN where an SD is NaN."""
-        known = np.isfinite(sd) & (sd > 0)
-        at = np.log(np.where(known, sd, self.sd[0]))
+        # infinity has the factor of the largest SDs
+        at = np.log(np.where(sd > 0, sd, self.sd[0]))
         found = np.exp(np.interp(at, np.log(self.sd), np.log(self.factor)))
         return np.where(np.isnan(sd), np.nan, found)
 
@@ -93,8 +93,14 @@ def calibrate_sd(
         error: of voxels of held-out subjects [s].
         sd: as stated; voxels without a finite one above 0 are left out [s].
         groups: at most; each has 100 voxels or more.
-    Raises: ValueError if there are too few voxels for one group.
+    Raises: ValueError if there are too few voxels for one group, or an argument is out of its range.
     """
+    if error.shape != sd.shape:
+        raise ValueError(f"sd: {sd.size} of {error.size} errors; give one for each")
+    if not 0 < level < 1:
+        raise ValueError(f"level: must lie between 0 and 1, got {level:g}; 0.95 is usual")
+    if groups < 1:
+        raise ValueError(f"groups: must be at least 1, got {groups}; 1 finds one factor for all voxels")
     known = np.isfinite(error) & np.isfinite(sd) & (sd > 0)
     error, sd = np.abs(error[known]), sd[known]
     if error.size < _LEAST:

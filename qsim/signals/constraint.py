@@ -97,6 +97,7 @@ class RelaxationConstraint:
         Source: huang2022 Eq. 3; huang2023 Eq. 3, 4.
         """
         later, earlier = self._numbers(images, pairs)
+        _check_space(images, kappa)
         return torch.addcmul(_at(images, later), _at(images, earlier), self._quotient(kappa, later, earlier), value=-1)
 
     def slopes(
@@ -112,6 +113,7 @@ class RelaxationConstraint:
         Raises: as `residual`.
         """
         later, earlier = self._numbers(images, pairs)
+        _check_space(images, kappa)
         said = _at(images, earlier)
         quotient = self._quotient(kappa, later, earlier)
         decays = _decay_times(self.model)
@@ -177,10 +179,19 @@ class RelaxationConstraint:
             raise ValueError(f"images: got {images.shape[0]}, the model has {n} times; give one image for each")
         if not pairs:
             raise ValueError("pairs: there is none; give at least one pair of images")
-        for later, earlier in pairs:
-            if not (0 <= later < n and 0 <= earlier < n) or later == earlier:
-                raise ValueError(f"pairs: got ({later}, {earlier}); give two different images from 0 to {n - 1}")
+        for pair in pairs:
+            if len(pair) != 2 or len({*pair}) != 2 or any(not isinstance(i, int) or not 0 <= i < n for i in pair):
+                raise ValueError(f"pairs: got {pair}; give two different images from 0 to {n - 1}")
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _check_space(images: Tensor, kappa: Tensor) -> None:
+    """Raises: ValueError unless images and kappa have the same voxels."""
+    if images.shape[1:] != kappa.shape[1:]:
+        raise ValueError(
+            f"kappa: has voxels of shape {tuple(kappa.shape[1:])}, the images {tuple(images.shape[1:])}; give one "
+            "value of each row for every voxel"
+        )
 
 
 def _decay_times(model: SignalModel) -> dict[str, tuple[float, ...]] | None:

@@ -289,6 +289,16 @@ class TestRefusals:
             with pytest.raises(ValueError, match=r"pairs: got .* two different images from 0 to 3"):
                 constraint.residual(images, kappa, (pair,))
 
+    def test_wrong_pairs_and_voxels(self, unchecked):
+        constraint = RelaxationConstraint(SpinLock(tsl=TSL))
+        images, kappa = torch.ones(4, 2), torch.full((1, 2), 0.05)
+        for wrong in (constraint.residual, constraint.slopes):
+            with pytest.raises(ValueError, match=r"^kappa: has voxels of shape \(3,\), the images \(2,\); give"):
+                wrong(images, torch.full((1, 3), 0.05), ALL)
+            for pair in ((0, 1, 2), (0.0, 1.0), (1,)):
+                with pytest.raises(ValueError, match=r"^pairs: got .* two different images from 0 to 3"):
+                    wrong(images, kappa, (pair,))
+
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_cuda():

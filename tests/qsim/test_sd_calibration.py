@@ -75,3 +75,22 @@ def test_what_is_no_calibration():
     for sd, factor in (((), ()), ((1.0,), (1.0, 2.0)), ((2.0, 1.0), (1.0, 1.0)), ((1.0,), (0.0,))):
         with pytest.raises(ValueError, match=r"^sd: "):
             SdCalibration(sd, factor)
+
+
+def test_arguments_out_of_their_range(unchecked):
+    error, sd = np.ones(300), np.ones(300)
+    with pytest.raises(ValueError, match=r"^sd: 200 of 300 errors; give one for each"):
+        calibrate_sd(error, sd[:200])
+    for level in (0.0, 1.0, 1.5, np.nan):
+        with pytest.raises(ValueError, match=r"^level: must lie between 0 and 1"):
+            calibrate_sd(error, sd, level=level)
+    with pytest.raises(ValueError, match=r"^groups: must be at least 1, got 0"):
+        calibrate_sd(error, sd, groups=0)
+
+
+def test_beyond_the_groups_the_factor_stays():
+    factors = SdCalibration((1.0, 4.0), (2.0, 8.0))
+    # log-linear between: 2 lies half-way between 1 and 4, the factor between 2 and 8 at 4
+    given = np.array([0.0, 0.5, 1.0, 2.0, 4.0, 9.0, np.inf])
+    assert factors(given) == pytest.approx([2.0, 2.0, 2.0, 4.0, 8.0, 8.0, 8.0])
+    assert np.isnan(factors(np.array([np.nan]))).all()

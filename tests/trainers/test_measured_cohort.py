@@ -1,6 +1,7 @@
 """A user's own series: written as NIfTI, read back as a cohort, and what cannot be one."""
 
 import gzip
+import io
 import json
 import shutil
 from dataclasses import dataclass
@@ -11,14 +12,18 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from rich.console import Console
 
 from generators.reading import read_config
 from qsim.errors import InputError
 from qsim.signals import SpinLock, SpinLockT2Prep, T2Prep
+from tests.trainers.test_cohort import generate
 from trainers.config import TrainConfig
-from trainers.fit import open_source
+from trainers.fit import fit, open_source
 from trainers.relaxation.cohort_config import CohortConfig, open_cohort
 from trainers.relaxation.measured_cohort import SubjectScans, read_cohort
+from trainers.studies.calibrate_run import calibrate_run
+from trainers.studies.cohort_networks import _opened
 
 ROOT = Path(__file__).parents[2]
 TSL = [0.0, 0.01, 0.03, 0.05]
@@ -230,6 +235,10 @@ def _no_sidecar(d):
     (d.folder / "sub-02_T1rho.json").unlink()
 
 
+def _dark(d):
+    save(d.folder / "sub-02_T1rho.nii.gz", np.zeros_like(d.images[1]))
+
+
 def _no_nifti(d):
     (d.folder / "sub-02_roi.nii.gz").write_bytes(gzip.compress(b"no image"))
 
@@ -250,6 +259,7 @@ def _no_nifti(d):
         (_matrix, r"series: .*sub-02.* has the matrix 22 x 17, .*sub-01.* 22 x 18 \(x, y\); resample"),
         (_voxels, r"series: .*sub-02.* has voxels of 1.6 x 2 mm, .*sub-01.* of 1.5 x 2 mm \(x, y\); resample"),
         (_nan, r"series: .*sub-02.* holds NaN or infinity in 2 voxels.*write 0"),
+        (_dark, r"series: .*sub-02.* holds no value above 0.*; leave 02 out"),
         (_no_sidecar, r"series: .*sub-02_T1rho.nii.gz: has no sidecar"),
     ],
 )
@@ -295,6 +305,13 @@ def test_configs_hold_one_source(digital, changes, text):
         CohortConfig.model_validate(plain)
 
 
+def test_a_second_series_needs_a_sequence_with_another_preparation():
+    second = {"kind": "t2_prep", "refocusing": "MLEV4", "te": [0.0, 0.02]}
+    given = generate(model={"kind": "spin_lock", "tsl": TSL})
+    with pytest.raises(ValidationError, match=r"second: is another preparation.*set generate\.model\.kind: bloch"):
+        CohortConfig.model_validate({"generate": given, "second": second, "folds": 3})
+
+
 def test_configs_name_every_subject_once_and_sigma_of_all_or_none(digital):
     with pytest.raises(ValidationError, match="id 01 occurs twice"):
         CohortConfig.model_validate({"scans": [digital.entry(0), digital.entry(1, id="01")]})
@@ -332,6 +349,20 @@ def test_a_training_takes_the_cohort_by_subject(digital):
     first = record["trained_on"][0]
     assert np.array_equal(batch.images[0].numpy(), digital.images[first][0])
     assert source.digest == open_cohort(_training(digital).data.cohort).digest
+
+
+def test_intervals_are_calibrated_on_the_data_of_the_training_alone(digital, tmp_path):
+    run = tmp_path / "run"
+    fit(_training(digital), run, device="cpu", console=Console(file=io.StringIO()))
+    with pytest.raises(InputError, match=r"^against: the truth is known of simulated cohorts only; take fit"):
+        calibrate_run(run)
+    (factor,) = calibrate_run(run, "fit", samples=2).values()
+    assert np.isfinite(factor.factor).all()
+    save(digital.folder / "sub-02_T1rho.nii.gz", 2 * digital.images[1])
+    # the cohort of a config is read once in a process
+    _opened.cache_clear()
+    with pytest.raises(InputError, match=r"data\.cohort: holds other data than those of the training"):
+        calibrate_run(run, "fit", samples=2)
 
 
 def test_fewer_subjects_than_folds_are_refused(digital):

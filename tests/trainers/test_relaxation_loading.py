@@ -24,9 +24,11 @@ from trainers.checkpoint import load_tensors, save_tensors
 from trainers.config import TrainConfig
 from trainers.fit import fit
 from trainers.registry import registries
+from trainers.relaxation import shipping
 from trainers.relaxation.cohort import Cohort
 from trainers.relaxation.shipping import calibrate, ship
 from trainers.relaxation.source import cohort_source
+from trainers.studies.calibrate_run import calibrate_run
 from trainers.studies.methods import ModelEntry, check_shapes, choose
 
 LOCKED = SpinLock(tsl=(0.0, 0.01, 0.03, 0.05))
@@ -199,6 +201,25 @@ def test_what_does_not_fit_is_refused_with_the_remedy(runs, run, model, options,
     with pytest.raises(InputError, match=f"^{said}") as refused:
         trainers.load(runs / run, model, **options)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_number(runs):
+    for options, said in (
+        ({"images": (0.0, 2.0)}, r"^images: wanted numbers of images"),
+        ({"images": "02"}, r"^images: wanted numbers of images"),
+        ({"images": (0, 2), "samples": 2.5}, r"^samples: wanted a whole number, got 2\.5"),
+        ({"images": (0, 2), "device": "abacus"}, r"^device: wanted cpu or cuda, got 'abacus'"),
+    ):
+        with pytest.raises(InputError, match=said):
+            trainers.load(runs / "mean", LOCKED, **options)
+    with pytest.raises(InputError, match=r"^images: hold no voxel"):
+        trainers.load(runs / "mean", PAIR)(torch.ones(2, 0, 8))
+
+
+def test_a_network_does_not_differ_from_itself(runs):
+    with pytest.raises(InputError, match=r"^ensemble: .*mean.* is given twice"):
+        trainers.load((runs / "mean", runs / "other", runs / "mean" / "model.safetensors"), PAIR)
 
 
 def test_networks_that_do_not_go_together(runs):
@@ -395,6 +416,28 @@ def test_a_shipped_network_maps_the_same_and_tells_no_folder(runs, tmp_path):
         given = {"run": runs / "mean", "name": "c", "folder": tmp_path} | change
         with pytest.raises(InputError, match=said):
             ship(given["run"], given["name"], given["folder"], made_by="configs/six.yaml")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_a_calibration_cannot_be_asked(runs):
+    for change, said in (
+        ({"against": "turth"}, "^against: wanted truth or fit"),
+        ({"samples": -1}, "^samples: wanted"),
+    ):
+        with pytest.raises(InputError, match=said):
+            calibrate_run(runs / "mean", **change)
+    with pytest.raises(InputError, match=r"calibration\.T1RHO: wanted a number or an SdCalibration, got '1'"):
+        calibrate(runs / "mean", {"T1RHO": "1"})
+
+
+def test_a_card_that_cannot_be_written_leaves_no_network(runs, tmp_path, monkeypatch):
+    def broken(*_):
+        raise InputError("results: cannot be told")
+
+    monkeypatch.setattr(shipping, "_card", broken)
+    with pytest.raises(InputError, match=r"^results"):
+        ship(runs / "mean", "six", tmp_path, made_by="configs/six.yaml")
+    assert not list(tmp_path.iterdir())
 
 
 def test_measured_subjects_keep_their_names_to_themselves(runs, tmp_path):

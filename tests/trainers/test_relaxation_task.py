@@ -13,7 +13,15 @@ from torch import nn
 
 from qsim.errors import InputError
 from qsim.parameters import T1RHO, T2
-from qsim.signals import BiExponential, Bloch, OffsetDecay, SpinLock, SpinLockPreparation, SpinLockT2Prep
+from qsim.signals import (
+    BiExponential,
+    Bloch,
+    InversionRecovery,
+    OffsetDecay,
+    SpinLock,
+    SpinLockPreparation,
+    SpinLockT2Prep,
+)
 from trainers.checkpoint import load_tensors
 from trainers.config import TrainConfig
 from trainers.data import Batch
@@ -291,6 +299,8 @@ def test_where_no_pair_is_left(constraints, images):
     [
         ({"rows": ("T2",)}, "rows"),
         ({"weights": {"T2": 1.0}}, "weights"),
+        ({"weights": {"T1RHO": 0.0}}, "weights: all are 0"),
+        ({"relaxation": InversionRecovery(ti=(0.0, 0.01, 0.03, 0.05))}, "relaxation: InversionRecovery is no decay"),
         ({"corrupt": Corruption(row="T2")}, r"corrupt\.row"),
         ({"inputs": ((0, 0),)}, "inputs"),
         ({"inputs": ((1, 0),)}, "inputs"),
@@ -299,8 +309,45 @@ def test_where_no_pair_is_left(constraints, images):
     ],
 )
 def test_what_the_series_does_not_have(task, field):
-    with pytest.raises(InputError, match=rf"^task\.{field}: "):
+    with pytest.raises(InputError, match=rf"^task\.{field}"):
         learning(LOCKED, **task)
+
+
+def test_a_weight_or_a_scale_that_acts_on_nothing():
+    with pytest.raises(InputError, match=r"^task\.weights: T2 is not learned, T1RHO is"):
+        learning(BOTH, rows=("T1RHO",), weights={"T2": 2.0})
+    with pytest.raises(InputError, match=r"^task\.beta: .* network\.scale is none"):
+        learning(LOCKED, network=UNetNetwork(scale="none"), beta=1.0)
+    for supervision in ("fit", "truth"):
+        with pytest.raises(InputError, match=rf"^network\.scale: head learns nothing with supervision: {supervision}"):
+            learning(LOCKED, supervision=supervision)
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        ((0.02,), r"^model: 1 image\(s\) at 20 ms alone tell no T1RHO"),
+        ((0.02, 0.02), r"^model: 2 image\(s\) at 20 ms alone tell no T1RHO"),
+        ((0.02, 0.0, 0.0), r"^model: images 1 and 2 are both at 0 ms.*give task\.inputs"),
+    ],
+)
+def test_images_of_one_time_make_no_input(times, said):
+    with pytest.raises(InputError, match=said):
+        learning(SpinLock(tsl=times))
+
+
+def test_inputs_of_a_series_with_one_time_twice():
+    model = SpinLock(tsl=(0.02, 0.0, 0.0))
+    assert learning(model, inputs=((1, 0), (2, 0))).inputs == ((1, 0), (2, 0))
+
+
+def test_a_training_that_cannot_begin_leaves_no_folder(tmp_path):
+    cohort = circles()
+    dark = replace(cohort, body=torch.zeros_like(cohort.body))
+    with pytest.raises(InputError, match="background only"):
+        train(tmp_path / "run", config(iterations=2), dark)
+    assert not (tmp_path / "run").exists()
+    train(tmp_path / "run", config(iterations=2), cohort)
 
 
 def test_each_pair_by_itself_is_an_update_of_its_own(tmp_path):

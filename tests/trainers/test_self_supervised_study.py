@@ -11,15 +11,20 @@ import jaxtyping
 import pytest
 import torch
 
+from qsim.errors import InputError
 from tests.trainers.test_cohort import generate
 from tests.trainers.test_relaxation_task import circles, config, train
 from trainers import cli
 from trainers.checkpoint import MODEL, load_tensors
 from trainers.studies import self_supervised
+from trainers.studies.self_supervised_check import check_study
+from trainers.studies.self_supervised_config import SelfSupervisedConfig
 
 UNET = {"kind": "unet", "features": 2, "levels": 2, "up": "bilinear"}
 LIVERS = generate(model={"kind": "spin_lock", "tsl": [0.0, 0.01, 0.03, 0.05]})
+PLAIN = {**UNET, "scale": "none", "dropout": 0.0}
 TASK = {"kind": "self_supervised", "augment": None}
+LEVEL = {"kind": "added_noise", "snr": 4}
 
 
 def study(**changes):
@@ -142,8 +147,36 @@ def test_trainings_side_by_side_are_those_alone(tmp_path):
         assert all(torch.equal(alone[name], beside[name]) for name in alone)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"alone": ["empirical-bayes"]}, r"^alone\[0\]: empirical-bayes needs the noise SD"),
+        ({"training": {"keep": "best"}}, r"^cohort\.validation: training\.patience and keep"),
+        ({"training": {"patience": 2}}, r"^cohort\.validation: training\.patience and keep"),
+        (
+            {"networks": [{"name": "a", "task": TASK | {"supervision": "truth"}, "network": PLAIN}]},
+            r"\.supervision: tr",
+        ),
+        (
+            {"networks": [{"name": "a", "task": TASK | {"supervision": "fit"}, "network": UNET}]},
+            r"^networks\[0\]\.netw",
+        ),
+    ],
+)
+def test_what_measured_series_do_not_admit(changes, said):
+    cohort = replace(circles(), sigma=None, truth={})
+    plain = {"alone": ["rician"], "networks": [], "cohort": {"store": "/nowhere", "folds": 3, "validation": 0}}
+    plain |= {"perturbations": {}}
+    given = study(**plain, calibrate="fit", seeds=1)
+    check_study(SelfSupervisedConfig.model_validate(given), cohort)
+    if "networks" in changes:
+        given["cohort"] = given["cohort"] | {"validation": 1}
+    with pytest.raises(InputError, match=said):
+        check_study(SelfSupervisedConfig.model_validate(given | changes), cohort)
+
+
 def network(**changes):
-    return [{"name": "a", "task": TASK, "network": UNET} | changes]
+    return [{"name": "a", "task": TASK, "network": UNET, "perturbed": True} | changes]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +196,31 @@ def network(**changes):
         ({"cohort": {"generate": LIVERS, "folds": 7, "validation": 1}}, "folds: got 7 groups for 6 subjects"),
         ({"networks": [], "alone": []}, "networks: empty"),
         ({"limits": [0.2, 0.005]}, "limits: must rise"),
-        ({"networks": network(task=TASK | {"rows": ["T2"]})}, "task.rows: T2 is no contrast"),
+        ({"networks": network(perturbed=False)}, "perturbations: no network is perturbed"),
+        ({"training": {"iterations": 4, "warmup": 4}}, "training.warmup: must be below training.iterations, 4"),
+        (
+            {"networks": network(task=TASK | {"inputs": [[0, 1], [0, 1]]})},
+            "networks[0].task.inputs[1]: [0, 1] is given",
+        ),
+        ({"networks": network(task=TASK | {"rows": ["T2"]})}, "networks[0].task.rows: T2 is no contrast"),
+        ({"networks": network(contrast="T2")}, "networks[0].contrast: T2 is none of the cohort, which has T1RHO"),
+        ({"networks": network(name="a|b")}, "networks[0].name: got 'a|b'; leave out"),
+        (
+            {"networks": [*network(ensemble=True), *network(name="a, ensemble")]},
+            "networks[1].name: a, ensemble is what the networks of networks[0] are called together",
+        ),
+        ({"alone": ["two-point", "two-point"]}, "alone[1]: two-point is given twice"),
+        ({"training": {"batch": 1}}, "training.batch: 1 on 1 device"),
+        ({"perturbations": {"noise": [LEVEL, LEVEL]}}, "perturbations.noise[1]: SNR 4 is noise[0] too"),
+        ({"perturbations": {"noise": [LEVEL | {"snr": 1e6}]}}, "perturbations.noise[0].snr: got 1e+06"),
+        (
+            {"perturbations": {"square": {"kind": "bright_square", "side": 65}}},
+            "perturbations.square: has a place in no slice",
+        ),
+        (
+            {"perturbations": {"lesion": {"kind": "unseen_lesion", "diameter_mm": 20, "time": {"T2": 0.2}}}},
+            "perturbations.lesion.time: is given for T2, the series has T1RHO",
+        ),
     ],
 )
 def test_what_is_refused_in_one_line(changes, said, tmp_path, capsys):
@@ -171,4 +228,5 @@ def test_what_is_refused_in_one_line(changes, said, tmp_path, capsys):
     assert code == 2, error
     assert said in error
     assert error.strip().count("\n") == 0
-    assert not (tmp_path / "refused" / "results.csv").exists()
+    # a folder that was begun would refuse the right config
+    assert not (tmp_path / "refused").exists()

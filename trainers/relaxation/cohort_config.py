@@ -64,6 +64,8 @@ class CohortConfig(RootConfig):
             check_scans(self.scans)
         if self.second is not None and self.generate is None:
             raise ValueError("second: goes with generate; with store give second_store")
+        if self.second is not None and self.generate is not None and not isinstance(self.generate.signal_model, Bloch):
+            raise ValueError("second: is another preparation of the same sequence; set generate.model.kind: bloch")
         if self.second_store is not None and self.store is None:
             raise ValueError("second_store: goes with store; with generate give second")
         if self.fold is not None and self.fold >= self.folds:

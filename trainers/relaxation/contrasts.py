@@ -73,11 +73,24 @@ def contrasts(model: SignalModel) -> tuple[Contrast, ...]:
 def inputs(model: SignalModel) -> tuple[Input, ...]:
     """The inputs of huang2022 and huang2023: the common first image, and the k-th later one of each contrast.
 
-    Raises: InputError if the model is no decay, or its contrasts differ in length or in their first image.
+    Raises: InputError if the model is no decay, has no image later than its first, or one at the same time as it, or
+        its contrasts differ in length or in their first image.
     """
     found = contrasts(model)
+    for each in found:
+        if each.times[-1] <= each.times[0]:
+            raise InputError(
+                f"model: {len(each.images)} image(s) at {1e3 * each.times[0]:g} ms alone tell no {each.row.name}; "
+                "give images of at least two times"
+            )
     if len({(len(each.images), each.images[0]) for each in found}) > 1:
         raise InputError("model: its contrasts do not share a first image, or differ in length; give task.inputs")
+    for each in found:
+        if each.times[1] <= each.times[0]:
+            raise InputError(
+                f"model: images {each.images[0]} and {each.images[1]} are both at {1e3 * each.times[0]:g} ms, and say "
+                f"nothing of {each.row.name} together; give task.inputs of images at different times"
+            )
     return tuple((found[0].images[0], *later) for later in zip(*(each.images[1:] for each in found), strict=True))
 
 

@@ -159,6 +159,8 @@ class RelaxationEstimator:
         if known:
             raise InputError(f"known: {', '.join(known)} cannot be used by {self.name}, which learned without it")
         space = images.shape[1:]
+        if 0 in space:
+            raise InputError(f"images: hold no voxel, their shape is {tuple(images.shape)}; give at least one")
         if mask is not None and mask.shape != space:
             raise InputError(f"mask: has shape {tuple(mask.shape)}, the images {tuple(space)}; give one per voxel")
         valid = computable(images, mask)

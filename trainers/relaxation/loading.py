@@ -104,8 +104,16 @@ def load_relaxation(
     """
     first = stored[0]
     trained, learned = times_of(first), learned_of(first)
-    for other in stored[1:]:
+    for number, other in enumerate(stored[1:], start=1):
         check_alike(first, other)
+        if any(other.path.resolve() == each.path.resolve() for each in stored[:number]):
+            raise InputError(
+                f"ensemble: {other.path} is given twice, and a network does not differ from itself; name each once"
+            )
+    if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int)):
+        raise InputError(f"samples: wanted a whole number, got {samples!r}; give 0 or more")
+    if images is not None and not all(isinstance(i, int) and not isinstance(i, bool) for i in images):
+        raise InputError(f"images: wanted numbers of images, counted from 0, got {images!r}; give them as (0, 2)")
     if model is None:
         model, images = _of_training(learned, trained, first, images)
     chosen = _chosen(learned, model, images)

@@ -172,6 +172,11 @@ def _read(scans: SubjectScans, where: str) -> _Subject:
             f"{where}.series: {series.files[0]} holds NaN or infinity in {wrong} voxels, which a network spreads over "
             "the slice; write 0 where nothing was measured"
         )
+    if not (images > 0).any():
+        raise InputError(
+            f"{where}.series: {series.files[0]} holds no value above 0, so that nothing can be learned from it; leave "
+            f"{scans.id} out"
+        )
     roi = _mask(scans.roi, series, f"{where}.roi")
     files = [*series.files, Path(scans.roi).expanduser()]
     if scans.body is None:

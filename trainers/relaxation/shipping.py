@@ -69,6 +69,7 @@ def ship(
     """
     if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name):
         raise InputError(f"name: wanted lower-case words and numbers joined by -, as t1rho-liver, got {name!r}")
+    folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: is no folder; make it, or name that of the shipped networks")
     stored = _relaxation(run)
@@ -80,8 +81,10 @@ def ship(
     if calibration is not None:
         header["calibration"] = _factors(stored, calibration)
     weights = {key: tensor for key, tensor in stored.tensors.items() if key.startswith("net/")}
+    # the card first: what it cannot say must not leave a network without one
+    card = _card(Stored(files[0], weights, header, stored.config), name, made_by, results)
     save_tensors(files[0], weights, header)
-    write_text(files[1], _card(Stored(files[0], weights, header, stored.config), name, made_by, results))
+    write_text(files[1], card)
     return files
 
 
@@ -93,6 +96,9 @@ def _relaxation(run: str | Path) -> Stored:
 
 
 def _factors(stored: Stored, factors: Mapping[str, Factor]) -> dict[str, Any]:
+    for name, factor in factors.items():
+        if not isinstance(factor, SdCalibration | int | float) or isinstance(factor, bool):
+            raise InputError(f"{stored.path}: calibration.{name}: wanted a number or an SdCalibration, got {factor!r}")
     plain = {name: factor_json(factor) for name, factor in factors.items()}
     check_calibration(stored.path, plain, tuple(row.name for row in learned_of(stored).rows))
     return plain

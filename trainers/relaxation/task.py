@@ -138,10 +138,13 @@ class RelaxationLearning:
             unknown = [name for name in asked if name not in names]
             if unknown:
                 raise InputError(f"task.{where}: {', '.join(unknown)} is no contrast of the data: {', '.join(names)}")
+        self._check_weights()
         if spec.corrupt is not None and spec.corrupt.row not in self.targets:
             raise InputError(f"task.corrupt.row: {spec.corrupt.row} is not learned; {', '.join(self.targets)} is")
-        for chosen in spec.inputs:
+        for i, chosen in enumerate(spec.inputs):
             check_input(chosen, self.model)
+            if chosen in spec.inputs[:i]:
+                raise InputError(f"task.inputs[{i}]: {list(chosen)} is given twice; give it once")
         if isinstance(self.network, TwoStreamNetwork) and spec.supervision == "constraint":
             try:
                 spec.without_pairs("two_stream learns by synthesis")
@@ -150,7 +153,11 @@ class RelaxationLearning:
         if spec.relaxation is not None:
             if isinstance(self.network, TwoStreamNetwork):
                 raise InputError("task.relaxation: two_stream synthesises the ideal decay; take a unet")
-            if [each.times for each in contrasts(self.constraint.model)] != [each.times for each in self.joined]:
+            try:
+                theirs = contrasts(self.constraint.model)
+            except ValueError as error:
+                raise InputError(f"task.relaxation: {str(error).removeprefix('model: ')}; take a decay") from None
+            if [each.times for each in theirs] != [each.times for each in self.joined]:
                 raise InputError("task.relaxation: its times are not those of the series")
         for chosen in self.inputs if self.of_pairs else ():
             if not all(any(row) for row in self.counted[self.inputs.index(chosen)]):
@@ -158,6 +165,29 @@ class RelaxationLearning:
                     f"task.constraints: {spec.constraints} leaves no pair for the input {list(chosen)}; "
                     "take all, or more images"
                 )
+
+    def _check_weights(self) -> None:
+        """Refuse weights that act on nothing, and a scale that nothing teaches.
+
+        Raises: InputError.
+        """
+        weights = self.spec.weights
+        idle = [name for name in weights if name not in self.targets]
+        if idle:
+            raise InputError(
+                f"task.weights: {', '.join(idle)} is not learned, {', '.join(self.targets)} is; leave it out"
+            )
+        if not any(weights.get(name, 1.0) > 0 for name in self.targets):
+            raise InputError("task.weights: all are 0, so that nothing is learned; give one above 0")
+        if not isinstance(self.network, UNetNetwork):
+            return
+        if self.network.scale != "none" and self.spec.supervision != "constraint":
+            raise InputError(
+                f"network.scale: {self.network.scale} learns nothing with supervision: {self.spec.supervision}, and "
+                "would be taken for the uncertainty of the map; set it to none"
+            )
+        if self.spec.beta and self.network.scale == "none":
+            raise InputError("task.beta: weighs by the Laplace scale, and network.scale is none; leave one of them out")
 
     def check_batch(self, batch: int, devices: int) -> None:
         """Refuse batches in which a device sees one input only.

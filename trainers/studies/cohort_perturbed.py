@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from qsim.errors import InputError
 from trainers.relaxation.cohort import Cohort
-from trainers.relaxation.perturbations import Perturbed
+from trainers.relaxation.perturbations import Perturbation, Perturbed
 from trainers.studies.self_supervised_config import Perturbations
 
 
@@ -32,6 +33,28 @@ class Case:
     images: Float[Tensor, "s n y x"]
     regions: Mapping[str, Bool[np.ndarray, "s y x"]]
     drawn: int
+
+
+def check_perturbed(spec: Perturbations, cohort: Cohort, slices: Sequence[int], seed: int) -> None:
+    """Refuse a perturbation that the slices do not admit, or two of one name.
+
+    Raises: InputError, starting with the field.
+    """
+    given: list[tuple[str, Perturbation | None]] = [(f"noise[{i}]", each) for i, each in enumerate(spec.noise)]
+    given += [("square", spec.square), ("lesion", spec.lesion)]
+    names: dict[str, str] = {}
+    for field, each in given:
+        if each is None:
+            continue
+        if each.name in names:
+            raise InputError(f"perturbations.{field}: {each.name} is {names[each.name]} too; give each level once")
+        names[each.name] = field
+        try:
+            each(cohort, slices, seed)
+        except ValueError as error:
+            # what is wrong with the whole of it starts with its name
+            said = str(error).removeprefix(f"{each.name}")
+            raise InputError(f"perturbations.{field}{said if said != str(error) else f'.{error}'}") from None
 
 
 def perturbed(spec: Perturbations, cohort: Cohort, slices: Sequence[int], seed: int) -> Iterator[Case]:

@@ -44,6 +44,7 @@ from trainers.studies.cohort_networks import (
 from trainers.studies.cohort_opponents import alone, bounds, constant, of_all
 from trainers.studies.cohort_perturbed import perturbed
 from trainers.studies.outputs import say
+from trainers.studies.self_supervised_check import check_study
 from trainers.studies.self_supervised_config import OF_ALL, NetworkEntry, SelfSupervisedConfig
 from trainers.studies.study_files import open_files, write_files
 
@@ -78,9 +79,7 @@ def run_self_supervised(config: SelfSupervisedConfig, out: Path, command: Comman
             f"--estimator: a study of kind self_supervised has methods of its own; leave out {command.estimators[0]}"
         )
     cohort = cohort_of(config.cohort)
-    # before anything is written: folds, rows and inputs must fit
-    for fold in config.folds:
-        split_of(cohort, config.cohort, fold)
+    check_study(config, cohort)
     found = contrasts(cohort.model)
     digest = open_files(config, (), out, {"cohort": cohort.digest})
     began = time.monotonic()

@@ -24,6 +24,8 @@ ALONE = (
     "least-squares",
     "rician",
 )
+# iterations of a warm-up that the config does not name
+_WARMUP = 30
 # of these, which look at all images
 OF_ALL = ("least-squares", "rician")
 
@@ -32,7 +34,8 @@ class TrainingKeys(RootConfig):
     """How every network is trained, as in a training config.
 
     Attributes:
-        iterations, batch, lr, schedule, warmup, weight_decay, clip, precision: as there.
+        iterations, batch, lr, schedule, weight_decay, clip, precision: as there.
+        warmup: as there; null: 30, or all iterations but one where there are fewer.
         validate_every, patience, keep: as there; with `validation` subjects of the cohort.
     """
 
@@ -40,7 +43,7 @@ class TrainingKeys(RootConfig):
     batch: Count = 12
     lr: Positive = 2e-3
     schedule: Literal["constant", "cosine"] = "cosine"
-    warmup: Annotated[int, Field(strict=True, ge=0)] = 30
+    warmup: Annotated[int, Field(strict=True, ge=0)] | None = None
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     clip: Positive | None = 1.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -148,6 +151,14 @@ class SelfSupervisedConfig(RootConfig):
                 if not {*entry.task.rows} or {*entry.task.rows} & {*other.task.rows} or not {*other.task.rows}:
                     raise ValueError(f"networks[{i}].name: {entry.name} is given twice; name task.rows that differ")
             seen.setdefault(entry.name, []).append(entry)
+        for i, entry in enumerate(self.networks):
+            iterations = entry.iterations or self.training.iterations
+            if self.training.warmup is not None and self.training.warmup >= iterations:
+                where = "training" if entry.iterations is None else f"networks[{i}]"
+                raise ValueError(f"training.warmup: must be below {where}.iterations, {iterations}; leave it out")
+        asked = self.perturbations.noise or self.perturbations.square or self.perturbations.lesion
+        if asked and not any(entry.perturbed for entry in self.networks):
+            raise ValueError("perturbations: no network is perturbed: true; say which, or leave perturbations out")
         if self.calibrate == "truth" and self.cohort.scans is not None:
             raise ValueError("calibrate: truth is known of simulated cohorts only; take fit")
         if any(entry.states for entry in self.networks) and self.cohort.validation == 0:
@@ -163,7 +174,8 @@ class SelfSupervisedConfig(RootConfig):
         """What one network of one run is trained with."""
         keys = self.training.model_dump()
         keys |= {name: own for name in ("iterations", "lr") if (own := getattr(entry, name)) is not None}
-        keys["warmup"] = min(keys["warmup"], keys["iterations"] - 1)
+        if keys["warmup"] is None:
+            keys["warmup"] = min(_WARMUP, keys["iterations"] - 1)
         return TrainConfig(
             seed=self.seed + seed,
             data=DataConfig(cohort=self.cohort.model_copy(update={"fold": fold})),
