@@ -282,7 +282,8 @@ def disturbed(study: Study) -> str:
             for row in NAMES:
                 before, after = (study.mean(each, row, "rmae_truth") for each in (method, name))
                 printed = CORRUPTED_2023[what].column(row).get(method, nan)
-                cells += [number(after), f"{100 * (after / before - 1):+.1f}", number(printed)]
+                change = 100 * (after / before - 1)
+                cells += [number(after), f"{change:+.1f}" if isfinite(change) else "", number(printed)]
             rows.append(cells)
     heads = ["in the loss", "method"]
     for name in NAMES.values():

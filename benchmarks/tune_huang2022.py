@@ -11,9 +11,10 @@ inputs. That is more than a user without truth could do, and the same for all. N
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -25,7 +26,9 @@ from trainers.studies.cohort_networks import answers, cohort_of, references, ser
 from trainers.studies.registry import read_study
 from trainers.studies.self_supervised_config import NetworkEntry, SelfSupervisedConfig
 
-METRICS = ("rmae_truth", "rmae_fit", "slope_subjects_truth")
+ERROR, SLOPE = "rmae_truth", "slope_subjects_truth"
+METRICS = (ERROR, "rmae_fit", SLOPE)
+NAMES = {"T1RHO": "T1rho", "T2": "T2"}
 
 
 def tuned(config: SelfSupervisedConfig) -> Iterator[int]:
@@ -35,13 +38,13 @@ def tuned(config: SelfSupervisedConfig) -> Iterator[int]:
             yield number
 
 
-def judged(path: Path, number: int, fold: int, lr: float, batch: int, iterations: int, out: Path) -> dict[str, object]:
+def judged(path: Path, number: int, fold: int, lr: float, batch: int, iterations: int, out: Path) -> dict[str, Any]:
     """One training, held against the truth; from its file if that is there."""
     torch.set_num_threads(1)
     name = f"net{number:02d}_lr{lr:g}_batch{batch}x{iterations}"
     record = out / f"{name}.json"
     if record.is_file():
-        found: dict[str, object] = json.loads(record.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
         return found
     config = study(path)
     entry: NetworkEntry = config.networks[number].model_copy(update={"lr": lr, "iterations": iterations})
@@ -53,7 +56,7 @@ def judged(path: Path, number: int, fold: int, lr: float, batch: int, iterations
     # a seed that no run of the study has
     trained = train(config.train_config(entry, fold, 1000), entry, cohort, out / name, "cpu")
     images = series_of(trained, cohort.images[list(slices)], cohort.model)
-    result: dict[str, object] = {"name": entry.name, "lr": lr, "batch": batch, "iterations": iterations}
+    result: dict[str, Any] = {"name": entry.name, "lr": lr, "batch": batch, "iterations": iterations}
     sums: dict[str, float] = {}
     for chosen in trained.inputs:
         for row, answer in answers(trained, images, chosen).items():
@@ -75,19 +78,36 @@ def study(path: Path) -> SelfSupervisedConfig:
     return config
 
 
-def table(found: Sequence[dict[str, object]]) -> str:
-    """As Markdown; the least error of each network is bold."""
-    columns = [key for key in dict.fromkeys(key for each in found for key in each) if " " in key]
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    """As Markdown: mean absolute error of each row [ms] and slope; the rate with the least relative error is bold."""
+    rates = sorted({each["lr"] for each in found})
     lines = [
-        "| network | learning rate | batch x updates | " + " | ".join(columns) + " |",
-        "| --- " * (3 + len(columns)) + "|",
+        "| network | batch x updates | " + " | ".join(f"rate {rate:g}" for rate in rates) + " |",
+        "| --- " * (2 + len(rates)) + "|",
     ]
+    groups: dict[tuple[str, str, str], dict[float, Mapping[str, Any]]] = {}
     for each in found:
-        cells = [f"{each[key]:.2f}" if key in each else "" for key in columns]
-        lines.append(
-            f"| {each['name']} | {each['lr']:g} | {each['batch']} x {each['iterations']} | {' | '.join(cells)} |"
-        )
+        rows = [key.split()[0] for key in each if key.endswith(ERROR)]
+        of = each["name"], " / ".join(NAMES.get(row, row) for row in rows), f"{each['batch']} x {each['iterations']}"
+        groups.setdefault(of, {})[each["lr"]] = each
+    for (name, maps, updates), tried in groups.items():
+        best = min(tried, key=lambda rate: score(tried[rate], tried.values()))
+        cells = [_cell(tried[rate], rate == best) if rate in tried else "" for rate in rates]
+        lines.append(f"| {name}: {maps} | {updates} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def score(one: Mapping[str, Any], all_rates: Iterable[Mapping[str, Any]]) -> float:
+    """Sum over rows of the error over the mean error of all rates [1]."""
+    others = list(all_rates)
+    keys = [key for key in one if key.endswith(ERROR)]
+    return sum(one[key] / (sum(each[key] for each in others) / len(others)) for key in keys)
+
+
+def _cell(one: Mapping[str, Any], best: bool) -> str:
+    errors = " / ".join(f"{one[key]:.2f}" for key in one if key.endswith(ERROR))
+    slopes = " / ".join(f"{one[key]:.2f}" for key in one if key.endswith(SLOPE))
+    return f"{f'**{errors}**' if best else errors} (slope {slopes})"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -396,5 +396,5 @@ def _check_finite(loss: torch.Tensor, net: nn.Module, config: TrainConfig, itera
     if not (np.isfinite(loss.item()) and np.isfinite(norm.item())):
         raise DivergedError(
             f"{out}: at iteration {iteration} the loss is {loss.item():g}, the norm of its gradient {norm.item():g}; "
-            "lower lr, set clip, or try precision: fp32"
+            "lower lr, set clip, or try precision: fp32, with an --out of its own"
         )
