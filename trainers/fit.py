@@ -47,7 +47,8 @@ from trainers.global_stream import GLOBAL_STREAM
 from trainers.infer import find_network
 from trainers.progress import Bar
 from trainers.relaxation.source import open_cohort_source
-from trainers.relaxation.task import RelaxationLearning, SelfSupervisedTask
+from trainers.relaxation.task import RelaxationLearning
+from trainers.relaxation.task_config import SelfSupervisedTask
 from trainers.tasks import Task, task_of
 from trainers.variety import Variety
 

@@ -20,7 +20,7 @@ from trainers.mixture_estimator import MixtureEstimator
 from trainers.network_estimator import NetworkEstimator
 from trainers.networks import LocalMixtureNetwork, MixtureNetwork
 from trainers.relaxation.loading import TrainedRelaxation, Units, load_relaxation
-from trainers.relaxation.task import SelfSupervisedTask
+from trainers.relaxation.task_config import SelfSupervisedTask
 from trainers.stored import Stored, read_network
 from trainers.tasks import supervised
 

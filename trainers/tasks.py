@@ -21,7 +21,8 @@ from trainers.networks import MappingNetwork, MixtureNetwork, RelaxationNetwork,
 from trainers.networks.coordinates import Coordinates
 from trainers.networks.mixture.families import times_of
 from trainers.one_update import OneUpdate
-from trainers.relaxation.task import RelaxationLearning, SelfSupervisedTask
+from trainers.relaxation.task import RelaxationLearning
+from trainers.relaxation.task_config import SelfSupervisedTask
 from trainers.variety import Variety
 
 # weights of rows in the loss

@@ -31,7 +31,8 @@ from trainers.networks.relaxation.unet import UNetNetwork
 from trainers.relaxation.cohort import Cohort
 from trainers.relaxation.contrasts import inputs, joint_scale
 from trainers.relaxation.source import cohort_source
-from trainers.relaxation.task import Corruption, RelaxationLearning, SelfSupervisedTask
+from trainers.relaxation.task import RelaxationLearning
+from trainers.relaxation.task_config import Corruption, SelfSupervisedTask
 
 TSL = (0.0, 0.01, 0.03, 0.05)
 LOCKED = SpinLock(tsl=TSL)

@@ -21,7 +21,7 @@ from qsim.signals import SpinLock, SpinLockT2Prep, T2Prep
 from qsim.signals.base import SignalModel
 from trainers.networks import UNetNetwork
 from trainers.relaxation.contrasts import Contrast, contrasts, inputs, intervals
-from trainers.relaxation.task import SelfSupervisedTask
+from trainers.relaxation.task_config import SelfSupervisedTask
 from trainers.stored import Stored
 
 _TIMES: TypeAdapter[SpinLock | T2Prep | SpinLockT2Prep] = TypeAdapter(

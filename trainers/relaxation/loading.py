@@ -27,7 +27,7 @@ from trainers.relaxation.cohort import part_of
 from trainers.relaxation.contrasts import Input, contrasts, inputs, intervals
 from trainers.relaxation.estimator import RelaxationEstimator
 from trainers.relaxation.learned import Learned, check_alike, check_calibration, data_of, learned_of, said, times_of
-from trainers.relaxation.task import SelfSupervisedTask
+from trainers.relaxation.task_config import SelfSupervisedTask
 from trainers.relaxation.uncertainty import has_dropout
 from trainers.stored import Stored
 

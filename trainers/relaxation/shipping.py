@@ -20,7 +20,7 @@ from trainers.infer import find_network
 from trainers.networks import RelaxationNetwork, UNetNetwork
 from trainers.relaxation.contrasts import inputs
 from trainers.relaxation.learned import check_calibration, learned_of, times_of
-from trainers.relaxation.task import SelfSupervisedTask
+from trainers.relaxation.task_config import SelfSupervisedTask
 from trainers.stored import Stored, read_network
 
 _NAMES = {"T1RHO": "T1rho", "T2": "T2"}

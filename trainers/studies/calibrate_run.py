@@ -14,7 +14,7 @@ from trainers.infer import find_network
 from trainers.networks.relaxation.unet import UNetNetwork
 from trainers.relaxation.shipping import calibrate
 from trainers.relaxation.source import training_subjects
-from trainers.relaxation.task import SelfSupervisedTask
+from trainers.relaxation.task_config import SelfSupervisedTask
 from trainers.stored import read_network
 from trainers.studies.cohort_networks import answers, cohort_of, references, trained_of
 from trainers.studies.self_supervised_config import NetworkEntry

@@ -10,7 +10,7 @@ from trainers.networks.relaxation.two_stream import TwoStreamNetwork
 from trainers.networks.relaxation.unet import UNetNetwork
 from trainers.relaxation.cohort_config import CohortConfig
 from trainers.relaxation.perturbations import AddedNoise, BrightSquare, UnseenLesion
-from trainers.relaxation.task import SelfSupervisedTask
+from trainers.relaxation.task_config import SelfSupervisedTask
 
 # methods without a network; `averaged-7` is the two-point time of images averaged over 7 x 7 voxels, `bilateral-7` of
 # those averaged over voxels of such a square that look alike
