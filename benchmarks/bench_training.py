@@ -21,13 +21,13 @@ import shutil
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
+from stage_times import StageTimes
 from torch import Tensor, nn
 
 from generators.reading import read_config
@@ -52,34 +52,6 @@ def now(device: torch.device) -> float:
         return time.process_time()
     torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-@dataclass
-class Watch:
-    """Seconds of each stage, less those of stages inside it."""
-
-    device: torch.device
-    spent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    _inner: list[float] = field(default_factory=lambda: [0.0])
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = now(self.device)
-        self._inner.append(0.0)
-        yield
-        whole = now(self.device) - started
-        self.spent[name] += whole - self._inner.pop()
-        self._inner[-1] += whole
-
-    def timed(self, owner: object, attribute: str, name: str) -> "patch":
-        """Count the calls of a function as a stage."""
-        function = getattr(owner, attribute)
-
-        def around(*args: object, **named: object) -> object:
-            with self.stage(name):
-                return function(*args, **named)
-
-        return patch.object(owner, attribute, around)
 
 
 class Training:
@@ -138,7 +110,7 @@ def stages(training: Training, runs: int) -> None:
     adam = torch.optim.Adam(net.parameters(), lr=training.config.lr)
     found: dict[str, list[float]] = defaultdict(list)
     for run in range(runs + 1):
-        watch = Watch(training.device)
+        watch = StageTimes(partial(now, training.device))
         with ExitStack() as stack:
             for owner, attribute, name in (
                 (mixture_task.MixtureLearning, "_pose", "task: truth and scene"),

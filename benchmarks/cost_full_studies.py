@@ -24,14 +24,18 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
 
+# the project, and the modules beside this one wherever it is run from
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from stage_times import StageTimes
 
 from generators.reading import read_config
 from generators.sample import make_samples
@@ -48,40 +52,25 @@ HOUR = 3600.0
 Updates = Callable[[RelaxationLearning, torch.nn.Module, Batch], Iterator[torch.Tensor]]
 
 
-@dataclass
-class Watch:
-    """CPU seconds of the stages of each block, less those of stages inside them.
+class Watch(StageTimes):
+    """CPU seconds of the stages of each block.
 
     Attributes:
-        spent: by (block, stage).
-        iterations: of the training of each block, one by one, what is inside included.
+        spent: by (block, stage) [s].
+        iterations: of the training of each block, one by one, what is inside included [s].
     """
 
-    spent: dict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
-    iterations: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    _block: str = ""
-    _inner: list[float] = field(default_factory=lambda: [0.0])
+    def __init__(self) -> None:
+        super().__init__(time.process_time)
+        self.iterations: dict[str, list[float]] = defaultdict(list)
+        self._block = ""
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began, block = time.process_time(), self._block
-        self._inner.append(0.0)
-        yield
-        whole = time.process_time() - began
-        self.spent[block, name] += whole - self._inner.pop()
-        self._inner[-1] += whole
+    def key(self, name: str) -> tuple[str, str]:
+        return self._block, name
+
+    def ended(self, name: str, seconds: float) -> None:
         if name == "iteration":
-            self.iterations[block].append(whole)
-
-    def timed(self, owner: object, attribute: str, name: str) -> "patch":
-        """Count the calls of a function as a stage."""
-        function = getattr(owner, attribute)
-
-        def around(*args: object, **named: object) -> object:
-            with self.stage(name):
-                return function(*args, **named)
-
-        return patch.object(owner, attribute, around)
+            self.iterations[self._block].append(seconds)
 
     def blocks(self) -> "patch":
         """Tell the blocks apart; what stands in no other stage is a block's `numbers`."""

@@ -8,15 +8,17 @@ the table; where the study is missing or unfinished the page is left as it is th
 """
 
 import argparse
-import json
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 from pathlib import Path
 
+# the project, and the modules beside this one wherever it is run from
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from results_page import fill, finished, folders, table
 
 from qsim.errors import InputError
 from qsim.evaluation.pages.cohort_published import (
@@ -27,11 +29,9 @@ from qsim.evaluation.pages.cohort_published import (
     METHODS_2023,
 )
 from qsim.evaluation.studies.cohort_results import ALL_IMAGES
-from qsim.evaluation.table import ALL, Row, read_csv
+from qsim.evaluation.table import Row
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "huang2022.md"
-SIZES = ("full", "small")
-MARK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NAMES = {"T1RHO": "T1rho", "T2": "T2"}
 
 
@@ -72,10 +72,10 @@ class Study:
 
 def read(folder: Path) -> Study | None:
     """A study, or None where it is missing or unfinished."""
-    record = folder / "provenance.json"
-    if not record.is_file() or not json.loads(record.read_text(encoding="utf-8")).get("complete"):
+    found = finished(folder)
+    if found is None:
         return None
-    rows = [row for row in read_csv(folder / "results.csv") if row.draw == ALL]
+    rows, _ = found
     figures, methods, inputs = {}, dict[str, None](), dict[str, None]()
     for row in rows:
         method, shown, condition = row.estimator.split("; ")
@@ -94,14 +94,6 @@ def _half(row: Row) -> float:
 
 def number(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if isfinite(value) else ""
-
-
-def line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join([line(heads), line(["---"] * len(heads)), *(line(row) for row in rows)])
 
 
 def said(study: Study, text: str) -> str:
@@ -324,17 +316,16 @@ def main() -> None:
     if not given.studies.is_dir():
         raise InputError(f"{given.studies}: is no folder; name the one that holds the studies")
 
-    def replaced(found: re.Match[str]) -> str:
-        begin, name, kind, end = found.groups()
+    def made(name: str, kind: str) -> str | None:
         if kind not in TABLES:
             raise InputError(f"{given.page}: there is no table {kind!r}, wanted one of {', '.join(TABLES)}")
-        study = next((s for size in SIZES if (s := read(given.studies / f"{name}_{size}")) is not None), None)
-        if study is None:
-            print(f"{name}: missing or unfinished, left as it is", file=sys.stderr)
-            return found.group(0)
-        return f"{begin}{TABLES[kind](study)}\n{end}"
+        study = next((found for each in folders(given.studies, name) if (found := read(each)) is not None), None)
+        return None if study is None else TABLES[kind](study)
 
-    text = MARK.sub(replaced, given.page.read_text(encoding="utf-8"))
+    text, found = fill(given.page.read_text(encoding="utf-8"), made)
+    for name, _, there in found:
+        if not there:
+            print(f"{name}: missing or unfinished, left as it is", file=sys.stderr)
     (given.out or given.page).write_text(text, encoding="utf-8")
 
 

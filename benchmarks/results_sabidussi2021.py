@@ -11,13 +11,13 @@ is missing or unfinished the page is left as it is there, and a line says so.
 import argparse
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 # the project, and the modules beside this one wherever it is run from
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from results_page import fill, folders
 from sabidussi2021_study import Study, read_study
 from sabidussi2021_tables import KINDS, REFERENCE, agreement
 
@@ -25,8 +25,6 @@ from qsim.errors import InputError
 from qsim.parameters import RELAXATION_TIMES
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "sabidussi2021.md"
-SIZES = ("full", "small")
-MARK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(page: str, studies: Path) -> tuple[str, list[str]]:
@@ -34,15 +32,11 @@ def filled(page: str, studies: Path) -> tuple[str, list[str]]:
 
     Raises: InputError if the page asks for a kind of table that there is not.
     """
-    said: list[str] = []
-
-    def one(match: re.Match[str]) -> str:
-        head, name, kind, end = match.group(1), match.group(2), match.group(3), match.group(4)
-        text = _table_of(studies, name, kind)
-        said.append(f"{name} {kind}: " + (f"{_missing(studies / name)}, left as it is" if text is None else "filled"))
-        return match.group(0) if text is None else f"{head}{text}\n{end}"
-
-    return MARK.sub(one, page), said
+    text, found = fill(page, lambda name, kind: _table_of(studies, name, kind))
+    return text, [
+        f"{name} {kind}: " + ("filled" if there else f"{_missing(studies / name)}, left as it is")
+        for name, kind, there in found
+    ]
 
 
 def _missing(folder: Path) -> str:
@@ -56,7 +50,7 @@ def _table_of(studies: Path, name: str, kind: str) -> str | None:
         return agreement(studies / name)
     if kind not in KINDS:
         raise InputError(f"{kind}: no such kind of table, wanted {', '.join((*KINDS, 'agreement'))}")
-    study = next(_finished(studies, name), None)
+    study = next((found for each in folders(studies, name) if (found := read_study(each)) is not None), None)
     if study is None:
         return None
     wanted, made = KINDS[kind]
@@ -76,14 +70,6 @@ def _check(study: Study, folder: Path, wanted: str) -> None:
         raise InputError(
             f"{folder}: holds figures of {held}, wanted {times[0].upper()}; give each study its own folder"
         )
-
-
-def _finished(studies: Path, name: str) -> Iterator[Study]:
-    """The full study first, then the small one, then the one that has no sizes."""
-    for folder in (*(f"{name}_{size}" for size in SIZES), name):
-        study = read_study(studies / folder)
-        if study is not None:
-            yield study
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
 """A finished study of configs/sabidussi2021 as its tables need it, and how they write numbers and lines."""
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isnan, nan
 from pathlib import Path
 
+from results_page import finished
+
 from qsim.evaluation.study import PAINTERS
-from qsim.evaluation.table import ALL, Row, read_csv
+from qsim.evaluation.table import Row
 from qsim.parameters import RELAXATION_TIMES
 
 # rows of a table of results that are no method
@@ -74,14 +74,8 @@ class Study:
 
 def read_study(folder: Path) -> Study | None:
     """None: there is no finished study."""
-    about, table = folder / "provenance.json", folder / "results.csv"
-    if not about.exists() or not table.exists():
-        return None
-    provenance = json.loads(about.read_text(encoding="utf-8"))
-    if provenance.get("complete") is False:
-        return None
-    rows = tuple(row for row in read_csv(table) if row.draw == ALL)
-    return Study(folder.name, rows, provenance.get("config", {}))
+    found = finished(folder)
+    return None if found is None else Study(folder.name, found[0], found[1].get("config", {}))
 
 
 def figure(value: float, sign: bool = False) -> str:
@@ -97,12 +91,6 @@ def figure(value: float, sign: bool = False) -> str:
 def shown(name: str) -> str:
     """A painter looks at no image: it stands apart."""
     return f"*{name}*" if name in PAINTERS else name
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def at_snr(study: Study, snr: float) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from sabidussi2021_study import NOT_METHODS, Study, at_snr, figure, shown, table
+from results_page import table
+from sabidussi2021_study import NOT_METHODS, Study, at_snr, figure, shown
 
 from qsim.errors import InputError
 from qsim.evaluation.repeatability import bland_altman, concordance

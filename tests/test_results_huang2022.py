@@ -1,6 +1,5 @@
 """The script that fills the tables of docs/results/huang2022.md: made-up studies, tables worked out by hand."""
 
-import importlib.util
 import json
 import re
 import runpy
@@ -12,6 +11,7 @@ import pytest
 
 from qsim.errors import InputError
 from qsim.evaluation.table import ALL, Row, csv_text
+from tests.scripts import loaded
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "results_huang2022.py"
 TEN, THIRTY, FIFTY = TIMES = ("0, 10 ms", "0, 30 ms", "0, 50 ms")
@@ -28,14 +28,8 @@ after
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("results_huang2022", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with loaded("results_huang2022") as module:
+        yield module
 
 
 def line(method, shown, metric, value, half=nan, region="roi", row="T1RHO", condition="plain", draw=ALL):

@@ -1,6 +1,5 @@
 """The script that fills the tables of docs/results/sabidussi2021.md."""
 
-import importlib.util
 import json
 import sys
 from math import nan
@@ -12,6 +11,7 @@ import pytest
 
 from qsim.errors import InputError
 from qsim.evaluation.table import ALL, Row, csv_text
+from tests.scripts import loaded
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "results_sabidussi2021.py"
 PAGE = """# Results
@@ -33,14 +33,8 @@ after
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("results_sabidussi2021", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with loaded("results_sabidussi2021") as module:
+        yield module
 
 
 def row(estimator, metric, value, draw=ALL):

@@ -1,11 +1,11 @@
 """The tuning of every network of a study: its table worked out by hand, and what it refuses."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 from qsim.errors import InputError
+from tests.scripts import loaded
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "tune_huang2022.py"
@@ -13,12 +13,8 @@ SCRIPT = ROOT / "benchmarks" / "tune_huang2022.py"
 
 @pytest.fixture(scope="module")
 def tuning():
-    spec = importlib.util.spec_from_file_location("tune_huang2022", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with loaded("tune_huang2022") as module:
+        yield module
 
 
 def tried(name, lr, batch=6, **rows):

@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 from rich.console import Console
 
+import trainers
 from generators.reading import read_config
 from qsim.errors import InputError
 from qsim.signals import SpinLock, SpinLockT2Prep, T2Prep
@@ -356,8 +357,15 @@ def test_intervals_are_calibrated_on_the_data_of_the_training_alone(digital, tmp
     fit(_training(digital), run, device="cpu", console=Console(file=io.StringIO()))
     with pytest.raises(InputError, match=r"^against: the truth is known of simulated cohorts only; take fit"):
         calibrate_run(run)
+    series = torch.from_numpy(digital.images[0].swapaxes(0, 1)).float()
+    model = SpinLock(tsl=tuple(TSL))
+    plain = trainers.load(run, model, images=(0, 1), samples=2)(series).variances
     (factor,) = calibrate_run(run, "fit", samples=2).values()
-    assert np.isfinite(factor.factor).all()
+    scaled = trainers.load(run, model, images=(0, 1), samples=2)(series).variances
+    before, after = (sum(each.values())[0].double().sqrt().numpy() for each in (plain, scaled))
+    # the SD stated, times what the file now holds for an SD of that size
+    assert after == pytest.approx(before * factor(before), rel=1e-4)
+    assert not np.allclose(after, before)
     save(digital.folder / "sub-02_T1rho.nii.gz", 2 * digital.images[1])
     # the cohort of a config is read once in a process
     _opened.cache_clear()

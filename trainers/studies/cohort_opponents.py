@@ -23,7 +23,7 @@ from qsim.estimators.base import Status
 from qsim.evaluation.studies.cohort_maps import population_constant
 from qsim.evaluation.studies.cohort_reference import Answer, Reference
 from qsim.information.bound import crb
-from trainers.networks.relaxation.answers import PRECISION, averages, neighbours, unlikeness
+from trainers.networks.relaxation.answers import averages, neighbours, unlikeness, weights
 from trainers.relaxation.cohort import Cohort, fit, ideal, part_of
 from trainers.relaxation.contrasts import Contrast, Input, contrasts, joint_scale
 
@@ -50,12 +50,14 @@ def limited_two_point(
 
 
 def alike(images: Float[Tensor, "s n y x"], chosen: Input, side: int) -> Float[Tensor, "s n y x"]:
-    """Images averaged over those voxels of a square of odd side that look alike in the images of an input."""
+    """Images averaged over those voxels of a square of odd side [voxels] that look alike in the images of an input."""
     found = torch.empty_like(images)
     # one slice at a time: a square of 7 holds every image 49 times
     for i in range(len(images)):
         seen = images[i : i + 1, list(chosen)]
-        share = torch.softmax(-PRECISION * unlikeness(seen / joint_scale(seen), side, ()), 1)
+        unlike = unlikeness(seen / joint_scale(seen), side, ())
+        # what an untrained network says: u = 0, and p the same everywhere
+        share = weights(unlike.new_zeros(1, side**2 + 1, 1, 1), unlike)
         found[i] = (share[:, :, None] * neighbours(images[i : i + 1], side)).sum(1)[0]
     return found
 

@@ -12,9 +12,6 @@ from trainers.studies.cohort_networks import only, split_of
 from trainers.studies.cohort_perturbed import check_perturbed
 from trainers.studies.self_supervised_config import SelfSupervisedConfig
 
-# they part the words of a method in tables and files
-_PARTING = ("|", ";")
-
 
 def check_study(config: SelfSupervisedConfig, cohort: Cohort) -> None:
     """Refuse what does not fit the cohort.
@@ -25,7 +22,6 @@ def check_study(config: SelfSupervisedConfig, cohort: Cohort) -> None:
         inputs(cohort.model)
     except ValueError as error:
         raise InputError(f"cohort: {str(error).removeprefix('model: ')}") from None
-    _check_names(config)
     # two images leave no residual that would tell the noise
     few = min(len(each.images) for each in contrasts(cohort.model)) < 3
     for i, name in enumerate(config.alone):
@@ -42,21 +38,6 @@ def check_study(config: SelfSupervisedConfig, cohort: Cohort) -> None:
         judged = split_of(cohort, config.cohort, fold).judged
         if any(entry.perturbed for entry in config.networks):
             check_perturbed(config.perturbations, cohort, judged, config.seed)
-
-
-def _check_names(config: SelfSupervisedConfig) -> None:
-    for i, name in enumerate(config.alone):
-        if name in config.alone[:i]:
-            raise InputError(f"alone[{i}]: {name} is given twice; name it once")
-    ensembles = {f"{entry.name}, ensemble": i for i, entry in enumerate(config.networks) if entry.ensemble}
-    for i, entry in enumerate(config.networks):
-        if any(each in entry.name for each in _PARTING):
-            raise InputError(f"networks[{i}].name: got {entry.name!r}; leave out {' and '.join(_PARTING)}")
-        if entry.name in ensembles:
-            raise InputError(
-                f"networks[{i}].name: {entry.name} is what the networks of networks[{ensembles[entry.name]}] are "
-                "called together; take another name"
-            )
 
 
 def _check_network(config: SelfSupervisedConfig, number: int, cohort: Cohort) -> None:

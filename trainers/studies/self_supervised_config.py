@@ -24,10 +24,12 @@ ALONE = (
     "least-squares",
     "rician",
 )
-# iterations of a warm-up that the config does not name
-_WARMUP = 30
 # of these, which look at all images
 OF_ALL = ("least-squares", "rician")
+# they part the words of a method in tables and files
+_PARTING = ("|", ";")
+# iterations of a warm-up that the config does not name
+_WARMUP = 30
 
 
 class TrainingKeys(RootConfig):
@@ -163,6 +165,22 @@ class SelfSupervisedConfig(RootConfig):
             raise ValueError("calibrate: truth is known of simulated cohorts only; take fit")
         if any(entry.states for entry in self.networks) and self.cohort.validation == 0:
             raise ValueError("cohort.validation: intervals are calibrated on subjects of their own; keep at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "SelfSupervisedConfig":
+        for i, name in enumerate(self.alone):
+            if name in self.alone[:i]:
+                raise ValueError(f"alone[{i}]: {name} is given twice; name it once")
+        ensembles = {f"{entry.name}, ensemble": i for i, entry in enumerate(self.networks) if entry.ensemble}
+        for i, entry in enumerate(self.networks):
+            if any(each in entry.name for each in _PARTING):
+                raise ValueError(f"networks[{i}].name: got {entry.name!r}; leave out {' and '.join(_PARTING)}")
+            if entry.name in ensembles:
+                raise ValueError(
+                    f"networks[{i}].name: {entry.name} is what the networks of networks[{ensembles[entry.name]}] are "
+                    "called together; take another name"
+                )
         return self
 
     @property

@@ -35,8 +35,8 @@ _FLOOR = 1e-3
 _GAIN = 10.0
 # side of the square over which places are compared [voxels]; single voxels would follow the noise
 _COMPARED = 3
-# p before the training: images that differ by 0.05 of their joint scale share half of the weight [1]
-PRECISION = 300.0
+# p before the training: where one image differs by 0.05 of the joint scale the weight is half [1]
+_PRECISION = 300.0
 # log p changes by at most so much
 _MOST = 4.0
 # of the constant of an offset decay, in units of A [1]
@@ -108,18 +108,27 @@ def unlikeness(images: Float[Tensor, "b k y x"], side: int, sizes: Sequence[int]
     """d of every voxel of a square of odd side, then of every larger square: squared distance over the images.
 
     d_k = sum_i (m_i,k - m_i)^2
+
+    Args:
+        images: over their joint scale [1].
+        side: of the square; odd [voxels].
+        sizes: sides of the larger squares; odd [voxels].
     """
     own = averages(images, (_COMPARED,))
     places = torch.cat((neighbours(own[:, 0], side), averages(images, sizes)), 1)
     return (places - own).square().sum(2)
 
 
-def weights(said: Float[Tensor, "b c y x"], unlike: Float[Tensor, "b s y x"]) -> Float[Tensor, "b s y x"]:
+def weights(said: Float[Tensor, "b c #y #x"], unlike: Float[Tensor, "b s y x"]) -> Float[Tensor, "b s y x"]:
     """Weights of an average from the network's channels: u of each place, and last what p is.
 
     w = softmax(10 u - p d),        p = 300 exp(4 tanh(v / 4))
+
+    Args:
+        said: u of every place, then v [1].
+        unlike: d of every place [1].
     """
-    precision = PRECISION * torch.exp(_MOST * torch.tanh(said[:, -1:] / _MOST))
+    precision = _PRECISION * torch.exp(_MOST * torch.tanh(said[:, -1:] / _MOST))
     return torch.softmax(_GAIN * said[:, :-1] - precision * unlike, 1)
 
 
