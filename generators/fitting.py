@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil, pi
 
-from phantoms import MNI, BrainWeb, FuzzyBrain, Geometry, Heart, Liver, SystemPhantom, WithStructures
+from phantoms import MNI, BrainWeb, Deformed, FuzzyBrain, Geometry, Heart, Liver, SystemPhantom, WithStructures
 from phantoms.base import PhantomSpec
 from phantoms.fields import WITHOUT_FIELDS, Field, Ranges, ShimBox
 from qsim.distributions import AnyDistribution, Constant
@@ -136,8 +136,8 @@ def check_places(fields: Sequence[Field], phantom: PhantomSpec, patch: Sequence[
 
     Raises: ValueError naming the number of the field in the list.
     """
-    if isinstance(phantom, WithStructures):
-        # they lie in the anatomy's own axes
+    if isinstance(phantom, WithStructures | Deformed):
+        # they have the anatomy's own axes
         phantom = phantom.phantom
     if isinstance(phantom, Geometry):
         volume = len(phantom.size)

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from phantoms import ANATOMIES, PHANTOMS, WithStructures
+from phantoms import ANATOMIES, PHANTOMS, Deformed, WithStructures
 from phantoms.fields import FIELDS
 from phantoms.shapes.geometry import SHAPES
 from phantoms.shapes.structures import STRUCTURES
@@ -49,7 +49,7 @@ _PLAIN_UNIONS = {
     for key, members in _TRIED
     for cls in members
 }
-_HOLDER = _default(WithStructures, "kind")
+_HOLDERS = tuple(_default(cls, "kind") for cls in (WithStructures, Deformed))
 _DISTRIBUTION_NAMES = tuple(_default(cls, "kind") for cls in DISTRIBUTIONS)
 # unions that pydantic tells apart by their kind, by the key that holds one
 _REGISTRIES = {
@@ -86,7 +86,7 @@ def _untagged(mapping: Mapping[str, Any]) -> list[str]:
     An empty phantom would be one of several, a structure without a shape a square.
     """
     holder = mapping.get("phantom")
-    if not isinstance(holder, dict) or holder.get("kind") != _HOLDER:
+    if not isinstance(holder, dict) or holder.get("kind") not in _HOLDERS:
         return []
     lines = []
     inner, structures = holder.get("phantom"), holder.get("structures")

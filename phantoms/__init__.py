@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from phantoms.brains.brainweb import BrainWeb as BrainWeb
+    from phantoms.brains.deformed import Deformed as Deformed
     from phantoms.brains.fuzzy import FuzzyBrain as FuzzyBrain
     from phantoms.brains.mni import MNI as MNI
     from phantoms.heart import Heart as Heart
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from phantoms.system_phantom import SystemPhantom as SystemPhantom
 
     ANATOMIES = (MNI, BrainWeb, FuzzyBrain, Geometry, SystemPhantom, Heart, Liver)
-    PHANTOMS = (MNI, BrainWeb, FuzzyBrain, Geometry, SystemPhantom, Heart, Liver, WithStructures)
-    AnyPhantomSpec = MNI | BrainWeb | FuzzyBrain | Geometry | SystemPhantom | Heart | Liver | WithStructures
+    PHANTOMS = (MNI, BrainWeb, FuzzyBrain, Geometry, SystemPhantom, Heart, Liver, WithStructures, Deformed)
+    AnyPhantomSpec = MNI | BrainWeb | FuzzyBrain | Geometry | SystemPhantom | Heart | Liver | WithStructures | Deformed
 
 # phantoms that stand by themselves, by their modules; and those that hold one of them
 _ANATOMIES = {
@@ -30,7 +31,7 @@ _ANATOMIES = {
     "Heart": "phantoms.heart",
     "Liver": "phantoms.liver",
 }
-_HOLDERS = {"WithStructures": "phantoms.shapes.lesions"}
+_HOLDERS = {"WithStructures": "phantoms.shapes.lesions", "Deformed": "phantoms.brains.deformed"}
 
 
 def __getattr__(name: str) -> object:

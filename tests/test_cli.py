@@ -79,7 +79,17 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_list_and_schema():
     listed = json.loads(qsim("list", "--json").stdout)
     assert {"inversion_recovery", "t2_prep", "spin_lock", "spin_echo", "inversion_recovery_2p"} <= set(listed["models"])
-    kinds = {"mni", "brainweb", "brainweb_fuzzy", "geometry", "system_phantom", "liver", "heart", "with_structures"}
+    kinds = {
+        "mni",
+        "brainweb",
+        "brainweb_fuzzy",
+        "geometry",
+        "system_phantom",
+        "liver",
+        "heart",
+        "with_structures",
+        "deformed",
+    }
     assert kinds == set(listed["phantoms"])
     assert {"least-squares", "shared-b"} <= set(listed["estimators"])
     assert {"rim", "resnet"} <= set(listed["networks"])

@@ -66,12 +66,24 @@ def train(
         bool, typer.Option("--resume", help="Go on from the last checkpoint of the same config.")
     ] = False,
     device: Annotated[Device, typer.Option(help="auto: CUDA if there is one.")] = Device.AUTO,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Of kind decoupled: networks trained side by side; no number depends on it.")
+    ] = 1,
 ) -> None:
-    """Train a network on a data set or on samples made on the fly."""
-    from generators.reading import read_config
+    """Train a network, or a cascade of them, on a data set or on samples made on the fly."""
+    from generators.reading import read_config, read_yaml
+
+    if read_yaml(config).get("kind") == "decoupled":
+        from trainers.quality.cascade import train_cascade
+        from trainers.quality.config import DecoupledConfig
+
+        train_cascade(read_config(config, DecoupledConfig), out, resume=resume, device=device.value, workers=workers)
+        return
     from trainers.config import TrainConfig
     from trainers.fit import fit
 
+    if workers > 1:
+        raise InputError("--workers: trains the networks of kind: decoupled side by side; this config is one network")
     fit(read_config(config, TrainConfig), out, resume=resume, device=device.value)
 
 
@@ -176,6 +188,42 @@ def map_(
     run(series, out, words, as_json=as_json)
 
 
+def segment(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="NIfTI image of one volume.", show_default=False)],
+    model: Annotated[
+        str, typer.Option(metavar="RUN", help="A trained network: its run, or a shipped name.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the results (BIDS derivatives).", show_default=False)],
+    source: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this variance map, task or an artefact; may be given several times."),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="True labels on the same grid: Dice and volume error.")
+    ] = None,
+    scheme: Annotated[str, typer.Option(metavar="NAME", help="What the numbers of the labels mean.")] = "freesurfer",
+    no_resample: Annotated[
+        bool, typer.Option("--no-resample", help="Refuse an image of another spacing than the model learned.")
+    ] = False,
+    device: Annotated[Device, typer.Option(help="auto: CUDA if there is one.")] = Device.AUTO,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of the same name.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Segment an image, and say how far its quality can be trusted: volume with error bar, variance by artefact."""
+    from trainers.quality.segment_command import SegmentWords, run
+
+    words = SegmentWords(
+        model=model,
+        source=tuple(source or ()),
+        labels=labels,
+        scheme=scheme,
+        resample=not no_resample,
+        device=device.value,
+        overwrite=overwrite,
+    )
+    run(image, out, words, as_json=as_json)
+
+
 def list_(
     what: Annotated[Registry | None, typer.Argument(help="One registry; all if left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -213,6 +261,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "study": study,
     "map": map_,
+    "segment": segment,
     "phantom": phantom,
     "list": list_,
     "schema": schema,

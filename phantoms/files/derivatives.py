@@ -44,12 +44,20 @@ OWN_SUFFIXES = {
     "C": "offsetmap",
     "DELTA_B0": "B0map",
 }
-_IGNORED = ("*.png", "*_desc-motion_*", *(f"*_{suffix}.*" for suffix in OWN_SUFFIXES.values()))
-_README = f"""Maps made by qsim {__version__} (qsim map).
+_IGNORED = (
+    "*.png",
+    "*_desc-motion_*",
+    *(f"*_{suffix}.*" for suffix in OWN_SUFFIXES.values()),
+    *(f"*_{suffix}.*" for suffix in ("variance", "quality")),
+)
+_README = f"""Maps (qsim map) and segmentations (qsim segment) made by qsim {__version__}.
 
 Times are in seconds. What became of each voxel is in desc-status (legend in its JSON file), standard deviations are in
 desc-std, motions of a registered series in desc-motion, and NaN marks voxels without an estimate. Each JSON file says
 how the maps were made, and with what noise.
+desc-<class>_dseg is a segmentation, desc-<class>_probseg its probability, desc-<source>_variance the variance of the
+network's logits by the task and by each artefact; _quality.json holds the volume with its error bar, mean
+variances, and which artefact is to blame.
 Suffixes that BIDS does not know are listed in .bidsignore; Bmap is the depth of a recovery, B in A (1 - B exp(-t / T)).
 """
 _DESCRIPTION = "dataset_description.json"

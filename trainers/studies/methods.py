@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from generators.config import GeneratorConfig
-from phantoms import WithStructures
+from phantoms import Deformed, WithStructures
 from qsim.errors import InputError
 from qsim.estimators import ESTIMATORS, Estimate, Estimator, TissuePrior, build_estimator, build_foreign, rehearse
 from qsim.parameters import Parameter
@@ -315,9 +315,10 @@ def _load(entry: ModelEntry, number: int, model: SignalModel, data: GeneratorCon
 
 def _apart(trained: GeneratorConfig, data: GeneratorConfig) -> bool:
     """Whether a training set and a study hold disjoint anatomy: train and test of one way to split it, or two kinds."""
-    # structures lie in an anatomy, which is what train and test may share
+    # structures lie in an anatomy, and a deformed one is still its own: it is what train and test may share
     theirs, ours = (
-        spec.phantom if isinstance(spec, WithStructures) else spec for spec in (trained.phantom_spec, data.phantom_spec)
+        spec.phantom if isinstance(spec, WithStructures | Deformed) else spec
+        for spec in (trained.phantom_spec, data.phantom_spec)
     )
     if theirs.kind != ours.kind:
         return True

@@ -17,6 +17,8 @@ from trainers.studies.mismatch import MismatchConfig, run_mismatch
 from trainers.studies.phantom import run_phantom
 from trainers.studies.phantom_config import PhantomConfig
 from trainers.studies.prep_robustness import PrepRobustnessConfig, run_prep_robustness
+from trainers.studies.quality import run_quality
+from trainers.studies.quality_config import QualityConfig
 from trainers.studies.readout_bias import ReadoutBiasConfig, run_readout_bias
 from trainers.studies.run_time import RunTimeConfig, run_run_time
 from trainers.studies.self_supervised import run_self_supervised
@@ -72,6 +74,9 @@ STUDIES: dict[str, Study] = {
         SelfSupervisedConfig,
         run_self_supervised,
         "networks that learn relaxation times without maps, by folds of a cohort (huang2022, huang2023)",
+    ),
+    "quality": Study(
+        QualityConfig, run_quality, "what uncertainties of segmentations say of images with artefacts (shaw2021)"
     ),
     "run_time": Study(RunTimeConfig, run_run_time, "seconds of every method on one thread, on the same images"),
 }

@@ -1,0 +1,1 @@
+"""Segmentation that tells what spoils it: decoupled sources of uncertainty (shaw2021)."""

@@ -1,0 +1,304 @@
+"""Training one network of a cascade; a stage that was stopped goes on to the bit.
+
+All that an iteration uses is a pure function of (config, stage, iteration), apart from the weights, the moments of Adam
+and the state of the plateaus, which a checkpoint holds.
+"""
+
+import json
+import math
+import time
+import zlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from rich.console import Console
+from torch import Tensor
+
+from qsim.distributions import Streams
+from qsim.errors import InputError
+from trainers.checkpoint import (
+    METRICS,
+    MODEL,
+    STATE,
+    Progression,
+    load_tensors,
+    restore_optimiser,
+    restore_weights,
+    save_tensors,
+    training_tensors,
+    trim_log,
+    versions,
+)
+from trainers.fit import DivergedError
+from trainers.global_stream import GLOBAL_STREAM
+from trainers.progress import Bar
+from trainers.quality.blocks import Blocks
+from trainers.quality.config import DecoupledConfig, StageConfig
+from trainers.quality.losses import cross_entropy
+from trainers.quality.network import DecoupledNet
+from trainers.quality.plateau import Plateau
+from trainers.quality.recipes import Recipe
+from trainers.quality.views import Views, each_by_itself, loader
+
+_RISE = 20
+"""Iterations over which the learning rate rises to its highest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomies:
+    """The blocks of a cascade.
+
+    Attributes:
+        train, validation: clean blocks.
+    """
+
+    train: Blocks
+    validation: Blocks
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides what is learned from."""
+        return self.train.digest
+
+
+def stage_seed(config: DecoupledConfig, name: str) -> int:
+    """Seed of all that is drawn in one stage."""
+    return int(Streams(config.seed, zlib.crc32(name.encode())).rng("stage").integers(2**62))
+
+
+def describe(config: DecoupledConfig, name: str, anatomies: Anatomies, sources: tuple[str, ...]) -> dict[str, Any]:
+    """What a network on disk says of itself."""
+    return {
+        "kind": "decoupled",
+        "config": config.model_dump(mode="json"),
+        "stage": name,
+        "sources": ["task", *sources],
+        "target": list(config.data.target),
+        "patch": list(config.patch),
+        "spacing_mm": list(anatomies.train.spacing_mm),
+        "data_digest": anatomies.digest,
+        "anatomies": list(anatomies.train.names),
+        "versions": versions(),
+    }
+
+
+def precision_of(config: DecoupledConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """Mixed precision of the U-Net where it is asked for."""
+    if config.precision == "fp32":
+        return nullcontext()
+    if config.precision == "auto":
+        if device.type == "cuda":
+            hardware = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        if not hardware:
+            return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def learning_rate(stage: StageConfig, iteration: int) -> float:
+    """Rate of one iteration: a short linear rise, then constant or half a cosine down to 0."""
+    rise = min(1.0, (iteration + 1) / _RISE)
+    if stage.schedule != "cosine":
+        return stage.lr * rise
+    return stage.lr * rise * 0.5 * (1 + math.cos(math.pi * iteration / stage.iterations))
+
+
+def plateau_of(config: DecoupledConfig, stage: StageConfig) -> Plateau:
+    """The schedule of epsilon: its windows are those of 30 000 iterations, in proportion."""
+    return Plateau(
+        epsilon=config.epsilon,
+        lr=stage.lr,
+        window=max(1, stage.iterations // 300),
+        patience=max(1, stage.iterations // 60),
+    )
+
+
+def load_net(path: Path, config: DecoupledConfig, sources: tuple[str, ...], device: torch.device) -> DecoupledNet:
+    """A trained network of this cascade, frozen.
+
+    Raises: InputError if the file is missing, damaged, or another network's.
+    """
+    tensors, _ = load_tensors(path)
+    net = config.network.build(1 + len(config.data.target), sources, torch.Generator())
+    restore_weights(net, tensors, path)
+    net.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    net.eval()
+    return net.requires_grad_(False)
+
+
+def train_stage(
+    config: DecoupledConfig,
+    name: str,
+    anatomies: Anatomies,
+    folder: Path,
+    device: torch.device,
+    console: Console,
+) -> Path:
+    """Train a stage, or go on with it.
+
+    Args:
+        folder: of all stages; those that this one needs have ended.
+    Returns: the file of the network.
+
+    Raises: InputError if a network it needs is not there; DivergedError if the loss is no longer finite.
+    """
+    with GLOBAL_STREAM:
+        return _train(config, name, anatomies, folder, device, console)
+
+
+def _train(
+    config: DecoupledConfig, name: str, anatomies: Anatomies, folder: Path, device: torch.device, console: Console
+) -> Path:
+    out = folder / name
+    if (out / MODEL).is_file():
+        return out / MODEL
+    recipe, stage = Recipe(name, config), config.stage(name)
+    out.mkdir(parents=True, exist_ok=True)
+    described = describe(config, name, anatomies, recipe.sources)
+    teachers = {
+        needed: load_net(folder / needed / MODEL, config, Recipe(needed, config).sources, device)
+        for needed in recipe.needs
+    }
+    seed = stage_seed(config, name)
+    weights = torch.Generator().manual_seed(int(Streams(seed, 0).rng("weights").integers(2**62)))
+    net = config.network.build(1 + len(config.data.target), recipe.sources, weights)
+    net.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    if recipe.begins_from is not None:
+        net.segmentation.load_state_dict(teachers[recipe.begins_from].segmentation.state_dict())
+    net.requires_grad_(False)
+    learned = recipe.learning(net)
+    for weight in learned:
+        weight.requires_grad_(True)
+    optimiser = torch.optim.Adam(learned, lr=stage.lr)
+    state, plateau = Progression(), plateau_of(config, stage)
+    if (out / STATE).is_file():
+        state, plateau = _restore(out, net, optimiser, described)
+        trim_log(out, state.iteration)
+
+    views = Views(anatomies.train, config, seed, recipe.present)
+    positions = range(state.iteration * stage.batch, stage.iterations * stage.batch)
+    batches = loader(views, positions, stage.batch, config.data.workers)
+    net.train()
+    with Bar(console, stage.iterations, True) as bar:
+        for pairs in batches:
+            started = time.perf_counter()
+            torch.manual_seed(int(Streams(seed, state.iteration).rng("iteration").integers(2**62)))
+            plain = stage.schedule != "plateau"
+            rate = (
+                learning_rate(stage, state.iteration) if plain else plateau.lr * min(1, (state.iteration + 1) / _RISE)
+            )
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            with precision_of(config, device):
+                loss = recipe.loss(net, pairs.to(device), teachers, config.epsilon if plain else plateau.epsilon)
+            value = float(loss.detach())
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(learned, 1.0)
+            if not (math.isfinite(value) and bool(torch.isfinite(norm))):
+                raise DivergedError(f"{out}: the loss of iteration {state.iteration} is no number; lower stages.lr")
+            optimiser.step()
+            plateau = plateau.after(value)
+            state.losses = state.losses[0] + value, state.losses[1] + 1
+            state.iteration += 1
+            state.seconds += time.perf_counter() - started
+            bar.update(state)
+            _report(config, stage, out, recipe, net, optimiser, state, plateau, rate, anatomies, described, device)
+    return out / MODEL
+
+
+def _restore(
+    out: Path, net: DecoupledNet, optimiser: torch.optim.Optimizer, described: Mapping[str, Any]
+) -> tuple[Progression, Plateau]:
+    tensors, header = load_tensors(out / STATE)
+    if header["data_digest"] != described["data_digest"]:
+        raise InputError(f"{out / STATE}: data differ from those of the checkpoint; choose another --out")
+    restore_weights(net, tensors, out / STATE)
+    restore_optimiser(net, optimiser, tensors)
+    progress = header["progress"]
+    losses = (progress["losses"][0], progress["losses"][1])
+    return (
+        Progression(progress["iteration"], progress["seconds"], losses, progress["metrics"]),
+        Plateau.from_state(progress["plateau"]),
+    )
+
+
+def _report(
+    config: DecoupledConfig,
+    stage: StageConfig,
+    out: Path,
+    recipe: Recipe,
+    net: DecoupledNet,
+    optimiser: torch.optim.Optimizer,
+    state: Progression,
+    plateau: Plateau,
+    rate: float,
+    anatomies: Anatomies,
+    described: Mapping[str, Any],
+    device: torch.device,
+) -> None:
+    """Log, validate and save where this iteration is due."""
+    last = state.iteration == stage.iterations
+    line: dict[str, Any] = {}
+    if last or state.iteration % config.validate_every == 0:
+        state.metrics = validate(net, recipe, anatomies.validation, device)
+        line["validation"] = state.metrics
+    if last or state.iteration % config.log_every == 0:
+        total, count = state.losses
+        line = {
+            "loss": total / count,
+            "lr": rate,
+            "epsilon": plateau.epsilon,
+            "seconds": round(state.seconds, 3),
+            **line,
+        }
+        state.losses = (0.0, 0)
+    if line:
+        with (out / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"iteration": state.iteration, **line}) + "\n")
+    if last or state.iteration % config.checkpoint_every == 0:
+        progress = {
+            "iteration": state.iteration,
+            "seconds": state.seconds,
+            "losses": list(state.losses),
+            "metrics": state.metrics,
+            "plateau": plateau.state(),
+        }
+        if last:
+            weights = {f"net/{key}": each for key, each in net.state_dict().items()}
+            save_tensors(out / MODEL, weights, {**described, "progress": progress})
+        save_tensors(out / STATE, training_tensors(net, optimiser), {**described, "progress": progress})
+
+
+@torch.no_grad()
+def validate(net: DecoupledNet, recipe: Recipe, blocks: Blocks, device: torch.device) -> dict[str, float]:
+    """On fixed views of other anatomies, half of them corrupted: Dice of all classes together, clean and corrupted,
+    cross entropy, and the mean variance of each source.
+    """
+    config, n = recipe.config, len(recipe.config.sources)
+    views = Views(blocks, config, config.seed, each_by_itself(n, 0.5), augmented=False)
+    sums: dict[str, float] = {}
+    overlap: dict[str, Float[Tensor, " 2"]] = {}
+    net.eval()
+    for position in range(config.validation_views):
+        pairs = views.pair(position).to(device)
+        with precision_of(config, device):
+            answer = net(pairs.corrupted)
+        found, there = answer.logits.argmax(1), pairs.target
+        kind = "dice_corrupted" if bool(pairs.present.any()) else "dice_clean"
+        both = torch.stack(
+            [((found == there) & (there > 0)).sum() * 2.0, ((found > 0).sum() + (there > 0).sum()) * 1.0]
+        )
+        overlap[kind] = overlap.get(kind, torch.zeros(2)) + both.cpu()
+        sums["cross_entropy"] = sums.get("cross_entropy", 0.0) + float(cross_entropy(answer.logits, there).mean())
+        for source, mean in zip(("task", *recipe.sources), answer.log_variance.exp().mean((0, 2, 3, 4)), strict=True):
+            sums[f"variance_{source}"] = sums.get(f"variance_{source}", 0.0) + float(mean)
+    net.train()
+    means = {key: total / config.validation_views for key, total in sums.items()}
+    return {**means, **{key: float(top / bottom) if bottom else 1.0 for key, (top, bottom) in overlap.items()}}

@@ -1,0 +1,76 @@
+"""A network of image quality on a whole volume, window by window.
+
+    volume -> windows of the training's patch, half overlapping -> logits, exp(log variances) -> Gaussian-weighted mean
+
+The mean is that of variances, not of log variances: what adds up to the total variance of a voxel, and is averaged over
+an image, is the variance. Windows near their border see less of the surroundings, so they count less there (SD of the
+weights: an eighth of the window). A volume smaller than the window is padded with zeros, and the answer is cropped.
+Every window is computed, those of air too: what a network says of air is part of its answer.
+"""
+
+from collections.abc import Callable
+from math import ceil
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Progress = Callable[[int, int], None]
+
+
+def count_windows(space: tuple[int, ...], patch: tuple[int, ...], overlap: float) -> int:
+    """Windows that cover a volume."""
+    count = 1
+    for size, width in zip(space, patch, strict=True):
+        step = max(int(width * (1 - overlap)), 1)
+        count *= ceil(max(size - width, 0) / step) + 1
+    return count
+
+
+def by_windows(
+    net: nn.Module,
+    image: Float[Tensor, "x y z"],
+    patch: tuple[int, int, int],
+    *,
+    overlap: float,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> tuple[Float[Tensor, "k x y z"], Float[Tensor, "s x y z"]]:
+    """Logits and variances of a volume of any size, on the CPU.
+
+    Args:
+        net: gives an answer with `logits` (b, k, x, y, z) and `log_variance` (b, s, x, y, z).
+        image: scaled [units of the training].
+        patch: size of a window.
+        overlap: of neighbouring windows, 0 to below 1 [part of the window].
+        device: where the network is; the volume itself stays on the CPU.
+        progress: called with windows done and windows in all.
+    """
+    from monai.inferers.utils import sliding_window_inference
+
+    space = (int(image.shape[0]), int(image.shape[1]), int(image.shape[2]))
+    total, done, classes = count_windows(space, patch, overlap), 0, 0
+
+    def answer(window: Tensor) -> Tensor:
+        nonlocal done, classes
+        found = net(window)
+        classes = int(found.logits.shape[1])
+        done += int(window.shape[0])
+        if progress is not None:
+            progress(done, total)
+        # one tensor, and a new one: the weights are multiplied into it in place
+        return torch.cat((found.logits.float(), found.log_variance.float().exp()), dim=1)
+
+    with torch.no_grad():
+        both = sliding_window_inference(
+            image.float().cpu()[None, None],
+            patch,
+            1,
+            answer,
+            overlap=overlap,
+            mode="gaussian",
+            sw_device=device,
+            device=torch.device("cpu"),
+        )
+    assert isinstance(both, Tensor)
+    return both[0, :classes], both[0, classes:]
