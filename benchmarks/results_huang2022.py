@@ -132,7 +132,7 @@ def accuracy(study: Study) -> str:
         for shown in (*study.inputs, ALL_IMAGES)
     )
     text = "T1rho in the ROI against the truth (RMAE, fit: against the fit of all images) [ms]; sorted by RMAE; "
-    text += "+-: half-width of the 95 % interval over runs."
+    text += "+-: half-width of the 95 % interval over runs, the largest of the inputs."
     return (
         said(study, text) + table(heads, rows) + f"\n\nBound (SD of an unbiased estimate of one voxel) [ms]: {bound}."
     )
