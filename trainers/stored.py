@@ -58,6 +58,8 @@ def read_network(path: Path) -> Stored:
     Raises: InputError if it is damaged, or of another version.
     """
     tensors, header = load_tensors(path)
+    if header.get("kind") == "decoupled":
+        raise InputError(f"{path}: segments and maps nothing; use it with qsim segment")
     try:
         return Stored(path, tensors, header, TrainConfig.model_validate(header["config"]))
     except ValidationError as error:

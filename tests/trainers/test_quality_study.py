@@ -22,13 +22,13 @@ from torch import nn
 from generators.config import GeneratorConfig
 from qsim.distributions import Streams
 from qsim.errors import InputError
-from qsim.evaluation.pages.heat_report import Page
+from qsim.evaluation.pages import quality_page
 from qsim.evaluation.studies.quality_results import Seen, auc, with_twins
 from qsim.kspace import KSpaceNoise
 from trainers import cli
 from trainers.checkpoint import save_tensors
 from trainers.quality.segmenter import Segmentation, Segmenter
-from trainers.studies import quality, quality_models
+from trainers.studies import quality_models
 from trainers.studies.block_runner import Command
 from trainers.studies.quality import run_quality
 from trainers.studies.quality_answers import judged
@@ -238,10 +238,8 @@ def test_the_page_is_whole_and_small(done):
     assert len(provenance["files"]) == 1
 
 
-def test_workers_and_interruptions_change_no_number(loaded, done, tmp_path, monkeypatch):
-    # the page takes longer than all else
-    blank = Page("", "", [], [], [], {}, "", "", "")
-    monkeypatch.setattr(quality, "quality_page", lambda results, found, notes: blank)
+@pytest.mark.usefixtures("no_figures")
+def test_workers_and_interruptions_change_no_number(loaded, done, tmp_path):
     run_quality(study(loaded), tmp_path / "two", Command(workers=2))
     assert (tmp_path / "two" / "images.csv").read_bytes() == (done / "images.csv").read_bytes()
     assert (tmp_path / "two" / "results.csv").read_bytes() == (done / "results.csv").read_bytes()
@@ -252,6 +250,14 @@ def test_workers_and_interruptions_change_no_number(loaded, done, tmp_path, monk
     assert (tmp_path / "two" / "blocks" / "image001_clean.npz").stat().st_mtime_ns == before
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """A page without its figures, which take longer than all else."""
+    for name in ("forest", "scatter", "box", "leakage", "example", "ladder"):
+        monkeypatch.setattr(quality_page, f"{name}_figure", lambda *_: "data:,")
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_measured_images_stand_apart_from_digital_ones(loaded, tmp_path):
     files = measured(tmp_path)
     models = [
@@ -417,6 +423,7 @@ def test_anatomies_of_the_training_are_refused_or_said(loaded, tmp_path):
     assert calibrated.startswith("good was calibrated on anatomies of data[0]")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_command_runs_it(loaded, tmp_path, monkeypatch):
     content = study(loaded, data=[{"generate": {**HEADS, "samples": 1}}], ladder={}).model_dump(mode="json")
     (tmp_path / "study.yaml").write_text(json.dumps(content))

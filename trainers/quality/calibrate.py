@@ -156,7 +156,7 @@ def _part(
         for kind in range(1 + len(config.sources)):
             present = tuple(kind == 1 + place for place in range(len(config.sources)))
             streams = Streams(config.seed, number)
-            seen, _ = spoiled(whole, config, present, streams, blocks.spacing_mm)
+            seen, _ = spoiled(whole, config.sources, present, streams, blocks.spacing_mm)
             answer = segmenter(magnitude(seen)[0])
             found.append(measured(answer, true, voxel, int(blocks.anatomy[number]), kind))
     return found

@@ -50,8 +50,7 @@ def train_cascade(
     Raises: InputError if the folder is taken, or data do not fit; DivergedError if a loss is no longer finite.
     """
     console = console or Console(stderr=True)
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
+    _one_thread()
     devices = _devices(device)
     check_claim(out, config, resume)
     claim(out, config, resume)
@@ -110,6 +109,15 @@ def read_anatomies(config: DecoupledConfig, train: Sequence[Path], validation: S
     return read
 
 
+def _one_thread() -> None:
+    """One thread each for torch and for the resampling of TorchIO, unless OMP_NUM_THREADS says otherwise."""
+    from SimpleITK import ProcessObject
+
+    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    torch.set_num_threads(threads)
+    ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+
+
 def _devices(wanted: str) -> list[str]:
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return ["cpu"]
@@ -141,7 +149,7 @@ def _in_processes(
 
 def _alone(content: str, name: str, train: list[Path], validation: list[Path], folder: Path, device: str) -> None:
     """One stage in a process of its own; its progress is one line at the end."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    _one_thread()
     config = DecoupledConfig.model_validate_json(content)
     with Path(os.devnull).open("w") as nowhere:
         train_stage(

@@ -179,7 +179,8 @@ def _train(
     state, plateau = Progression(), plateau_of(config, stage)
     if (out / STATE).is_file():
         state, plateau = _restore(out, net, optimiser, described)
-        trim_log(out, state.iteration)
+    # what a stage that was stopped has logged since its checkpoint
+    trim_log(out, state.iteration)
 
     views = Views(anatomies.train, config, seed, recipe.present)
     positions = range(state.iteration * stage.batch, stage.iterations * stage.batch)

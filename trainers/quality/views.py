@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from qsim.distributions import Streams
-from qsim.kspace import Artefact, apply_chain, magnitude
+from qsim.kspace import Artefact, Drawn, apply_chain, magnitude
 from qsim.kspace.chain import with_spacing
 from trainers.quality.blocks import Blocks, classes_of, mask_of
-from trainers.quality.config import Augment, DecoupledConfig
+from trainers.quality.config import Augment, DecoupledConfig, SourceConfig
 from trainers.quality.scaling import intensity_scale
 
 Present = Callable[[np.random.Generator], tuple[bool, ...]]
@@ -130,7 +130,7 @@ class Views(Dataset[Pairs]):
             clean = coil.apply(clean, coil.draw(tuple(clean.shape), streams.rng("bias_field")))
 
         present = self.present(streams.rng("present"))
-        corrupted, severity = spoiled(clean, config, present, streams, self.blocks.spacing_mm)
+        corrupted, severity = spoiled(clean, config.sources, present, streams, self.blocks.spacing_mm)
 
         place = _place(labels, config.patch, streams.rng("place"))
         window = tuple(slice(o, o + n) for o, n in zip(place, config.patch, strict=True))
@@ -157,18 +157,17 @@ class Views(Dataset[Pairs]):
 
 def spoiled(
     image: Complex[Tensor, "1 x y z"],
-    config: DecoupledConfig,
+    sources: Sequence[SourceConfig],
     present: Sequence[bool],
     streams: Streams,
     spacing_mm: tuple[float, ...],
 ) -> tuple[Complex[Tensor, "1 x y z"], list[float]]:
     """An image after one artefact of each source that is present, in the order of the scanner; severity by source."""
-    chosen: list[tuple[int, Artefact[Any], Any]] = []
-    for number, (source, happens) in enumerate(zip(config.sources, present, strict=True)):
+    chosen: list[tuple[int, Artefact[Any], Drawn]] = []
+    for number, (source, happens) in enumerate(zip(sources, present, strict=True)):
         if happens:
-            rng = streams.rng(f"sources/{source.name}")
-            artefact = with_spacing(source.kinds[int(rng.integers(len(source.kinds)))], spacing_mm)
-            chosen.append((number, artefact, artefact.draw(tuple(image.shape), rng)))
+            shape = tuple(image.shape)
+            chosen.append((number, *one_of(source.kinds, shape, streams.rng(f"sources/{source.name}"), spacing_mm)))
     severity = [0.0] * len(present)
     if not chosen:
         return image, severity
@@ -177,6 +176,14 @@ def spoiled(
     for (number, _, _), amount in zip(chosen, result.severity, strict=True):
         severity[number] += amount
     return result.images, severity
+
+
+def one_of(
+    artefacts: Sequence[Artefact[Any]], shape: tuple[int, ...], rng: np.random.Generator, spacing_mm: tuple[float, ...]
+) -> tuple[Artefact[Any], Drawn]:
+    """One of several artefacts, all equally likely, told the size of a voxel; and what it draws."""
+    artefact = with_spacing(artefacts[int(rng.integers(len(artefacts)))], spacing_mm)
+    return artefact, artefact.draw(shape, rng)
 
 
 def turned(
@@ -202,7 +209,7 @@ def _place(labels: UInt8[Tensor, "x y z"], patch: tuple[int, ...], rng: np.rando
     return tuple(int(rng.integers(n - p + 1)) for n, p in zip(labels.shape, patch, strict=True))
 
 
-def _seen(image: Complex[Tensor, "1 x y z"], window: tuple[slice, ...], brightness: float) -> Float[Tensor, "x y z"]:
+def _seen(image: Complex[Tensor, "1 x y z"], window: tuple[slice, ...], brightness: float) -> Float[Tensor, "p q r"]:
     """What the network sees: the modulus over its intensity, cut to the patch."""
     modulus = magnitude(image)[0]
     return (modulus[window] * (brightness / intensity_scale(modulus))).contiguous()

@@ -18,10 +18,10 @@ from phantoms.brains.label_schemes import LABEL_SCHEMES
 from qsim.distributions import Streams
 from qsim.errors import InputError
 from qsim.kspace import Artefact, apply_chain, magnitude
-from qsim.kspace.chain import with_spacing
 from trainers.quality.blocks import Blocks, make_stores, read_blocks
 from trainers.quality.image import read_image, read_truth
 from trainers.quality.scaling import intensity_scale
+from trainers.quality.views import one_of
 from trainers.studies.quality_config import LabelledImage, QualityConfig
 
 WHITE = "wm"
@@ -177,9 +177,7 @@ def spoiled(
     Args:
         stage: of the stream; the same stage draws the same places, times and noise.
     """
-    rng = streams.rng(stage)
-    artefact = artefacts[int(rng.integers(len(artefacts)))]
     image = clean.values.to(torch.complex64)[None]
-    artefact = with_spacing(artefact, clean.spacing_mm)
-    result = apply_chain(image, [artefact], [artefact.draw(tuple(image.shape), rng)])
+    artefact, drawn = one_of(artefacts, tuple(image.shape), streams.rng(stage), clean.spacing_mm)
+    result = apply_chain(image, [artefact], [drawn])
     return magnitude(result.images)[0], float(result.severity[0])

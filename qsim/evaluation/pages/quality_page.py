@@ -190,7 +190,7 @@ def _ranks(results: QualityResults, found: Sequence[Correlation], held: Held, gr
         Picture(forest_figure(results, found, group), "Spearman's rho of every figure with Dice"),
         Text(
             "ρ with its interval, and p for independent images below (images of one anatomy are not independent, so "
-            "the intervals say more). Marked: the largest |ρ| of a model in that column.",
+            "the intervals say more). Marked: the strongest of a model in the right direction.",
             soft=True,
         ),
         _rank_table(
@@ -224,7 +224,7 @@ def _rank_table(results: QualityResults, held: Held, group: str, columns: Sequen
                 if one is None or not np.isfinite(one.rho):
                     cells.append("–")
                     continue
-                sizes[i, j] = abs(one.rho)
+                sizes[i, j] = one.rho if name.startswith(("snr", "cnr")) else -one.rho
                 cell = Markup("{}").format(number(one.rho))
                 if np.isfinite(one.low):
                     cell += Markup("<small>{} to {}</small>").format(number(one.low), number(one.high))
@@ -232,9 +232,7 @@ def _rank_table(results: QualityResults, held: Held, group: str, columns: Sequen
                     cell += Markup("<small>p {} · n {}</small>").format(_p(one.p), one.n)
                 cells.append(cell)
             lines.append(cells)
-        best += [
-            (start + int(np.nanargmax(column)), 2 + j) for j, column in enumerate(sizes.T) if np.isfinite(column).any()
-        ]
+        best += [(start + int(np.nanargmax(column)), 2 + j) for j, column in enumerate(sizes.T) if (column > 0).any()]
     return Grid(["model", "figure", *(head for head, _, _ in columns)], lines, names=2, best=best)
 
 
