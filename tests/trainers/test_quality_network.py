@@ -2,6 +2,7 @@
 
 from math import exp
 
+import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -10,6 +11,7 @@ from torch.nn import functional
 
 from qsim.errors import InputError
 from trainers.checkpoint import load_tensors, save_tensors
+from trainers.quality import heads as heads_module
 from trainers.quality.heads import ContextHeads, SoftBounds
 from trainers.quality.network import DecoupledUNet, monte_carlo
 
@@ -60,9 +62,10 @@ def test_weights_counted_by_hand():
     assert count(net.segmentation) == 85_162
     assert count(net.heads) == 4 * (8 + 1)
     context = DecoupledUNet().build(2, SOURCES, stream())
-    raw = 27 * 8 + 8 + 2 * (27 * 64 + 8)
-    joined = 8 + 2 + 16
-    assert count(context.heads) == raw + 16 * joined + 16 + 16 * 2 * joined + 16 + 16 * 4 + 4 * 17
+    raw = 27 * 8 + 8 + 27 * 8 * 16 + 16 + 27 * 16 * 24 + 24 + 27 * 24 * 32 + 32
+    voxel = (24 + 1) * 8 + (8 + 2 + 8 + 8 + 1) * 16 + (16 + 1) * 4
+    whole = (2 * (8 + 2 + 8 + 16 + 24 + 32) + 1) * 64 + (64 + 1) * 64 + 64 * 4
+    assert count(context.heads) == raw + voxel + whole
     task = DecoupledUNet(heads="plain").build(3, (), stream())
     assert count(task.heads) == 9
     assert count(task.segmentation) == 85_144 + 27
@@ -103,15 +106,12 @@ def test_any_size_comes_back_and_equals_the_padded_run(heads, size):
             torch.testing.assert_close(answer.log_variance, found, rtol=1e-5, atol=1e-5)
 
 
-def test_an_odd_image_looks_the_same_to_the_raw_branch_as_a_larger_one():
-    """Of voxels further from the cut than the branch sees: its coarse grid stays where it is."""
-    heads = stirred(build()).heads
+def test_the_scales_of_the_raw_branch_halve_the_image():
+    heads = build().heads
     assert isinstance(heads, ContextHeads)
-    x = images(24, 24, 24, count=1)
     with torch.no_grad():
-        for whole, cut in zip(heads._raw(x), heads._raw(x[..., :19, :21, :23]), strict=True):
-            assert cut.shape[2:] == (19, 21, 23)
-            torch.testing.assert_close(cut[..., :12, :12, :12], whole[..., :12, :12, :12], rtol=1e-5, atol=1e-5)
+        found = [tuple(each.shape[1:]) for each in heads._raw(images(24, 20, 19, count=1))]
+    assert found == [(8, 24, 20, 19), (16, 12, 10, 10), (24, 6, 5, 5), (32, 3, 3, 3)]
 
 
 def test_weights_come_from_the_generator_and_the_global_stream_stays():
@@ -285,11 +285,11 @@ def test_refuses_what_it_cannot_build():
         build(classes=1)
 
 
-def test_the_raw_branch_is_three_plain_convolutions():
+def test_the_raw_branch_is_plain_convolutions():
     """The same numbers by the definition: loops over the 27 neighbours instead of a convolution."""
     heads = stirred(build()).heads
     assert isinstance(heads, ContextHeads)
-    x = images(4, 6, 4, count=1)
+    x = images(8, 6, 9, count=1)
 
     def convolved(of, layer, stride):
         around = functional.pad(of, (1,) * 6)
@@ -304,13 +304,16 @@ def test_the_raw_branch_is_three_plain_convolutions():
         return torch.where(out > 0, out, 0.01 * out)
 
     with torch.no_grad():
-        fine = convolved(x, heads.fine, 1)
-        coarse = convolved(convolved(fine, heads.coarse[0], 2), heads.coarse[2], 1)
-        found, wide = heads._raw(x)
-    torch.testing.assert_close(found, fine, rtol=1e-4, atol=1e-5)
-    # between the middles of coarse voxels, at 1/4 and 3/4; the first voxel lies before the first middle
-    line = coarse[..., 0, 0].movedim(2, 0)
-    along = wide[..., 0, 0].movedim(2, 0)
-    torch.testing.assert_close(along[0], line[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(along[1], 0.75 * line[0] + 0.25 * line[1], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(along[2], 0.25 * line[0] + 0.75 * line[1], rtol=1e-4, atol=1e-5)
+        found = heads._raw(x)
+        wanted = convolved(x, heads.fine, 1)
+        for layer, seen in zip((None, *heads.coarser), found, strict=True):
+            wanted = wanted if layer is None else convolved(wanted, layer, 2)
+            torch.testing.assert_close(seen, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_whole_image_tells():
+    """Mean and log of the SD of each channel, by numpy."""
+    channels = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(1)) * 2 + 1
+    flat = channels.numpy().reshape(2, 3, -1)
+    wanted = np.concatenate((flat.mean(2), np.log(flat.std(2))), 1)
+    np.testing.assert_allclose(heads_module._statistics(channels).numpy(), wanted, rtol=1e-4, atol=1e-5)

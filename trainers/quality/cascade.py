@@ -115,7 +115,7 @@ def _one_thread() -> None:
 
     threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
     torch.set_num_threads(threads)
-    ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    ProcessObject.SetGlobalDefaultNumberOfThreads(threads)  # type: ignore[no-untyped-call]
 
 
 def _devices(wanted: str) -> list[str]:

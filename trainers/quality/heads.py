@@ -3,6 +3,7 @@
 Heads work in float32 whatever the precision around them, and begin at the same log variance in every voxel.
 """
 
+from itertools import pairwise
 from math import expm1, log
 from typing import Literal
 
@@ -12,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Kind = Literal["plain", "context"]
-# channels of the branch that sees the image itself, and of the hidden layers
-_RAW, _HIDDEN = 8, 16
+# channels of the branch that sees the image itself, each scale twice as coarse; which scale is spread over the voxels
+_RAW, _SPREAD = (8, 16, 24, 32), 2
+# hidden units for a voxel, and for the whole image
+_HIDDEN, _WHOLE = 16, 64
 _SLOPE = 0.01
 # added to a variance before its log, so that a flat channel has one
 _FLAT = 1e-6
@@ -85,16 +88,16 @@ class PlainHeads(nn.Module):
 
 
 class ContextHeads(nn.Module):
-    """Heads that also see the logits, the image itself, and what is common to the whole image.
+    """Heads that also see the logits, the image itself on four scales, and what is common to the whole image.
 
-        raw branch       image, 3 x 3 x 3 to 8 channels; of these 3 x 3 x 3 with stride 2, 3 x 3 x 3, upsampled
-        voxel            features, logits, 8 + 8 raw channels; 1 x 1 x 1 to 16 channels; 1 x 1 x 1 to one map per head
-        image            mean and log SD over the image of the same channels; 16 hidden units; one number per head
-        answer           bounds(map + number)
+        raw branch   image, 3 x 3 x 3 to 8 channels; then with stride 2 to 16, to 24, to 32
+        image        mean and log SD over the image of features, logits and all raw channels; two layers of 64 units
+        voxel        features, logits, 8 raw channels, 8 of the raw 24 upsampled; 16 hidden units
+        answer       bounds(one map per head from the voxel + one number per head from the image)
 
-    with leaky ReLU between layers. The branch sees 9 voxels wide and has no normalisation: the instance norm of the
-    segmentation divides by the very SD that tells noise, spikes and blur apart. The maps of the heads share their
-    hidden layer.
+    with leaky ReLU between layers. The raw branch has no normalisation: the instance norm of the segmentation divides
+    by the very SD that tells noise, spikes and blur apart. Wrap and motion have no local look of their own; that
+    replicas or ringing are there is told by coarse scales and by the image as a whole.
 
     Args:
         features: channels of the decoder.
@@ -107,18 +110,16 @@ class ContextHeads(nn.Module):
     def __init__(self, features: int, classes: int, starts: tuple[float, ...], bounds: SoftBounds) -> None:
         super().__init__()
         self.bounds = bounds
-        self.fine = nn.Conv3d(1, _RAW, 3, padding=1)
-        self.coarse = nn.Sequential(
-            nn.Conv3d(_RAW, _RAW, 3, stride=2, padding=1),
-            nn.LeakyReLU(_SLOPE),
-            nn.Conv3d(_RAW, _RAW, 3, padding=1),
-            nn.LeakyReLU(_SLOPE),
+        self.fine = nn.Conv3d(1, _RAW[0], 3, padding=1)
+        self.coarser = nn.ModuleList(
+            nn.Conv3d(before, after, 3, stride=2, padding=1) for before, after in pairwise(_RAW)
         )
-        joined = features + classes + 2 * _RAW
-        self.hidden = nn.Conv3d(joined, _HIDDEN, 1)
-        self.whole = nn.Linear(2 * joined, _HIDDEN)
-        self.of_whole = nn.Linear(_HIDDEN, len(starts), bias=False)
-        for layer in (self.fine, self.coarse[0], self.coarse[2], self.hidden, self.whole):
+        self.spread = nn.Conv3d(_RAW[_SPREAD], _RAW[0], 1)
+        self.hidden = nn.Conv3d(features + classes + 2 * _RAW[0], _HIDDEN, 1)
+        self.whole = nn.Linear(2 * (features + classes + sum(_RAW)), _WHOLE)
+        self.whole_again = nn.Linear(_WHOLE, _WHOLE)
+        self.of_whole = nn.Linear(_WHOLE, len(starts), bias=False)
+        for layer in (self.fine, *self.coarser, self.spread, self.hidden, self.whole, self.whole_again):
             assert isinstance(layer, nn.Conv3d | nn.Linear)
             assert layer.bias is not None
             nn.init.kaiming_normal_(layer.weight, a=_SLOPE)
@@ -134,25 +135,34 @@ class ContextHeads(nn.Module):
     ) -> Float[Tensor, "b s x y z"]:
         """Log variances."""
         with torch.autocast(features.device.type, enabled=False):
-            parts = (features.float(), logits.float(), *self._raw(images.float()))
-            joined = torch.cat([part.flatten(2) for part in parts], 1)
-            voxel = _pointwise(self.out, functional.leaky_relu(_pointwise(self.hidden, joined), _SLOPE))
-            mean = joined.mean(2)
-            variance = (joined - mean[:, :, None]).square().mean(2)
-            told = torch.cat((mean, 0.5 * torch.log(variance + _FLAT)), 1)
-            image = self.of_whole(functional.leaky_relu(self.whole(told), _SLOPE))
-            said = self.bounds(voxel + image[:, :, None])
-        return said.unflatten(2, images.shape[2:])
+            raw = self._raw(images.float())
+            seen = (features.float(), logits.float())
+            told = torch.cat([_statistics(each) for each in (*seen, *raw)], 1)
+            whole = functional.leaky_relu(self.whole(told), _SLOPE)
+            whole = functional.leaky_relu(self.whole_again(whole), _SLOPE)
+            image = self.of_whole(whole)
 
-    def _raw(self, images: Float[Tensor, "b 1 x y z"]) -> tuple[Float[Tensor, "b r x y z"], Float[Tensor, "b r x y z"]]:
-        """What the branch finds in the image itself."""
-        # an odd side gets one more voxel, so that each voxel of the coarse grid stands for two
-        odd = [side % 2 for side in images.shape[2:]]
-        padded = functional.pad(images, (0, odd[2], 0, odd[1], 0, odd[0]), mode="replicate") if any(odd) else images
-        fine = functional.leaky_relu(self.fine(padded), _SLOPE)
-        coarse = functional.interpolate(self.coarse(fine), scale_factor=2, mode="trilinear")
-        x, y, z = images.shape[2:]
-        return fine[:, :, :x, :y, :z], coarse[:, :, :x, :y, :z]
+            sides = images.shape[2:]
+            spread = functional.interpolate(self.spread(raw[_SPREAD]), size=sides, mode="trilinear")
+            joined = torch.cat([part.flatten(2) for part in (*seen, raw[0], spread)], 1)
+            voxel = _pointwise(self.out, functional.leaky_relu(_pointwise(self.hidden, joined), _SLOPE))
+            said = self.bounds(voxel + image[:, :, None])
+        return said.unflatten(2, sides)
+
+    def _raw(self, images: Float[Tensor, "b 1 x y z"]) -> list[Tensor]:
+        """What the branch finds in the image itself, the finest scale first; (b, channels, *space of the scale)."""
+        found = [functional.leaky_relu(self.fine(images), _SLOPE)]
+        for layer in self.coarser:
+            found.append(functional.leaky_relu(layer(found[-1]), _SLOPE))
+        return found
+
+
+def _statistics(channels: Float[Tensor, "b f *space"]) -> Float[Tensor, "b g"]:
+    """Mean and log of the SD over the image of each channel."""
+    flat = channels.flatten(2)
+    mean = flat.mean(2)
+    variance = (flat - mean[:, :, None]).square().mean(2)
+    return torch.cat((mean, 0.5 * torch.log(variance + _FLAT)), 1)
 
 
 def _pointwise(layer: nn.Conv3d, voxels: Float[Tensor, "b f n"]) -> Float[Tensor, "b g n"]:
