@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -99,9 +98,6 @@ def bench_opponents(image: Tensor, repeats: int) -> None:
     )
     row("RF spike against TorchIO RandomSpike", whole, own, ">= 3 x", whole >= 3 * own, f"theirs alone {alone:.1f} ms")
     bench_motion(theirs, images, repeats)
-    if find_spec("monai") is None:
-        print("MONAI is not installed, so its rows are left out: pip install 'qsim[bench]'")
-        return
     import monai.transforms as monai
 
     channels = image[None]
@@ -220,11 +216,10 @@ def noise_errors() -> None:
     empty = torch.zeros(1, 64, 64, 64)
     theirs = torchio.RandomNoise(mean=0, std=(1, 1))(empty)
     own = ours(KSpaceNoise(sigma=1), empty.to(torch.complex64))
-    text = f"TorchIO RandomNoise {float(theirs.mean()):+.3f}, "
-    if find_spec("monai") is not None:
-        import monai.transforms as monai
+    import monai.transforms as monai
 
-        text += f"MONAI {float(monai.RandRicianNoise(prob=1, std=1, sample_std=False)(empty).mean()):.3f}, "
+    text = f"TorchIO RandomNoise {float(theirs.mean()):+.3f}, "
+    text += f"MONAI {float(monai.RandRicianNoise(prob=1, std=1, sample_std=False)(empty).mean()):.3f}, "
     print(f"noise, mean of the background over sigma (1.253 for a magnitude): {text}ours {float(own.mean()):.3f}")
 
 
@@ -277,8 +272,6 @@ def flat_motion_errors() -> None:
 
 
 def monai_errors(image: Tensor) -> None:
-    if find_spec("monai") is None:
-        return
     import monai.transforms as monai
 
     off = rms(monai.GibbsNoise(0.0)(image[None])[0] - image) / rms(image)
@@ -319,10 +312,9 @@ def worker_errors() -> None:
     from trainers.augment import CorruptedDataset
 
     opponents: dict[str, Any] = {"TorchIO RandomNoise": Noisy(torchio.RandomNoise())}
-    if find_spec("monai") is not None:
-        import monai.transforms as monai
+    import monai.transforms as monai
 
-        opponents["MONAI RandRicianNoise"] = Noisy(monai.RandRicianNoise(prob=1))
+    opponents["MONAI RandRicianNoise"] = Noisy(monai.RandRicianNoise(prob=1))
     opponents["ours"] = CorruptedDataset(Zeros(), [KSpaceNoise(sigma=1)], seed=1)
     for name, dataset in opponents.items():
         runs = []

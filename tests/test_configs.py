@@ -9,18 +9,26 @@ from generators.config import GeneratorConfig
 from generators.corrupt_config import CorruptConfig
 from generators.reading import read_config
 from trainers.config import TrainConfig
+from trainers.quality.config import DecoupledConfig
 from trainers.studies.evaluate import StudyConfig
 from trainers.studies.registry import read_study
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-KINDS = {"generate": GeneratorConfig, "train": TrainConfig, "corrupt": CorruptConfig}
+KINDS = {"generate": GeneratorConfig, "train": TrainConfig, "corrupt": CorruptConfig, "decoupled": DecoupledConfig}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_is_valid(path):
     kind = "train" if path.parent.name == "networks" else path.stem.split("_")[0]
+    if kind == "train" and yaml.safe_load(path.read_text(encoding="utf-8")).get("kind") == "decoupled":
+        kind = "decoupled"
     config = read_study(path)[1] if kind == "study" else read_config(path, KINDS[kind])
+    if isinstance(config, DecoupledConfig):
+        assert {each.generate.split for each in config.data.train} == {"train"}
+        assert {each.generate.split for each in config.data.validation} == {"test"}
+        seeds = [each.generate.seed for each in (*config.data.train, *config.data.validation)]
+        assert len(set(seeds)) == len(seeds)
     assert path.stem in (path.parent / "README.md").read_text(encoding="utf-8")
     if isinstance(config, TrainConfig):
         if config.data.cohort is not None:

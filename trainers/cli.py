@@ -52,6 +52,7 @@ class Schema(StrEnum):
 
     GENERATE = "generate"
     TRAIN = "train"
+    DECOUPLED = "decoupled"
     STUDY = "study"
     ARTEFACTS = "artefacts"
 

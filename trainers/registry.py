@@ -14,13 +14,19 @@ from qsim.signals import MODELS
 from trainers.config import TrainConfig
 from trainers.infer import shipped
 from trainers.networks import NETWORKS
+from trainers.quality.config import DecoupledConfig
 from trainers.studies.registry import STUDIES, study_schema
 
-_CONFIGS: dict[str, type[BaseModel]] = {"generate": GeneratorConfig, "train": TrainConfig, "artefacts": CorruptConfig}
+_CONFIGS: dict[str, type[BaseModel]] = {
+    "generate": GeneratorConfig,
+    "train": TrainConfig,
+    "decoupled": DecoupledConfig,
+    "artefacts": CorruptConfig,
+}
 
 
 def config_schema(name: str) -> dict[str, Any]:
-    """JSON Schema of the config `generate`, `train`, `artefacts` or `study`, the last of every kind."""
+    """JSON Schema of a config: `generate`, `train`, `decoupled` (of `qsim train` too), `artefacts`, or every `study`."""
     return study_schema() if name == "study" else _CONFIGS[name].model_json_schema()
 
 
