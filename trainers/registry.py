@@ -26,7 +26,7 @@ _CONFIGS: dict[str, type[BaseModel]] = {
 
 
 def config_schema(name: str) -> dict[str, Any]:
-    """JSON Schema of a config: `generate`, `train`, `decoupled` (of `qsim train` too), `artefacts`, or every `study`."""
+    """JSON Schema of a config: `generate`, `train`, `decoupled` (for `qsim train`), `artefacts`, or every `study`."""
     return study_schema() if name == "study" else _CONFIGS[name].model_json_schema()
 
 

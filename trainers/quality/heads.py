@@ -18,6 +18,8 @@ _RAW, _SPREAD = (8, 16, 24, 32), 2
 # hidden units for a voxel, and for the whole image
 _HIDDEN, _WHOLE = 16, 64
 _SLOPE = 0.01
+# of the statistics of an image, so that a step of Adam moves what they say by a small part of the bounds
+_CALM = 0.1
 # added to a variance before its log, so that a flat channel has one
 _FLAT = 1e-6
 
@@ -91,7 +93,7 @@ class ContextHeads(nn.Module):
     """Heads that also see the logits, the image itself on four scales, and what is common to the whole image.
 
         raw branch   image, 3 x 3 x 3 to 8 channels; then with stride 2 to 16, to 24, to 32
-        image        mean and log SD over the image of features, logits and all raw channels; two layers of 64 units
+        image        a tenth of mean and log SD over the image of features, logits, all raw channels; 2 x 64 units
         voxel        features, logits, 8 raw channels, 8 of the raw 24 upsampled; 16 hidden units
         answer       bounds(one map per head from the voxel + one number per head from the image)
 
@@ -137,7 +139,7 @@ class ContextHeads(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             raw = self._raw(images.float())
             seen = (features.float(), logits.float())
-            told = torch.cat([_statistics(each) for each in (*seen, *raw)], 1)
+            told = _CALM * torch.cat([_statistics(each) for each in (*seen, *raw)], 1)
             whole = functional.leaky_relu(self.whole(told), _SLOPE)
             whole = functional.leaky_relu(self.whole_again(whole), _SLOPE)
             image = self.of_whole(whole)
