@@ -64,7 +64,7 @@ def test_weights_counted_by_hand():
     context = DecoupledUNet().build(2, SOURCES, stream())
     raw = 27 * 8 + 8 + 27 * 8 * 16 + 16 + 27 * 16 * 24 + 24 + 27 * 24 * 32 + 32
     voxel = (24 + 1) * 8 + (8 + 2 + 8 + 8 + 1) * 16 + (16 + 1) * 4
-    whole = (2 * (8 + 2 + 8 + 16 + 24 + 32) + 1) * 64 + (64 + 1) * 64 + 64 * 4
+    whole = (2 * (8 + 2 + 8 + 16 + 24 + 32) + 1) * 64 + (64 + 1) * 64 + 64 * 3
     assert count(context.heads) == raw + voxel + whole
     task = DecoupledUNet(heads="plain").build(3, (), stream())
     assert count(task.heads) == 9
@@ -176,6 +176,22 @@ def test_the_image_as_a_whole_moves_all_voxels_alike():
     shift = torch.tensor(line[1]) - torch.tensor(line[0])
     assert abs(float(shift.mean())) > 1e-3
     torch.testing.assert_close(shift, shift.mean().expand(12), rtol=1e-3, atol=1e-5)
+    # how hard the task is in a voxel is told by its own channels
+    torch.testing.assert_close(before[0, 0, 0, 0, :12], after[0, 0, 0, 0, :12])
+
+
+def test_statistics_are_standardised_by_the_images_a_training_begins_with():
+    heads = stirred(build()).heads
+    assert isinstance(heads, ContextHeads)
+    net = build()
+    seen = [(*net.segment(x), x) for x in (k * images(12, 12, 12, seed=k, count=2) for k in range(1, 5))]
+    heads.begin(seen)
+    with torch.no_grad():
+        told = torch.cat([heads._told((features, logits), heads._raw(x)) for features, logits, x in seen])
+    vary = told.std(0) > 1e-2
+    standard = ((told - heads.centre) / heads.scale)[:, vary].numpy()
+    np.testing.assert_allclose(standard.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(standard.std(0, ddof=1), 1, rtol=1e-4)
 
 
 @pytest.mark.parametrize("heads", ["plain", "context"])
@@ -216,7 +232,8 @@ def test_weights_are_stored_once_each(tmp_path):
     assert len({weight.data_ptr() for weight in weights.values()}) == len(weights)
     save_tensors(tmp_path / "model.safetensors", weights, {})
     stored, _ = load_tensors(tmp_path / "model.safetensors")
-    assert sum(weight.numel() for weight in stored.values()) == count(net)
+    held = count(net) + sum(each.numel() for each in net.buffers())
+    assert sum(weight.numel() for weight in stored.values()) == held
     other.load_state_dict(stored)
     x = images(8, 8, 8)
     with torch.no_grad():

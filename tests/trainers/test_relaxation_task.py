@@ -30,6 +30,7 @@ from trainers.networks.relaxation.two_stream import TwoStreamNetwork
 from trainers.networks.relaxation.unet import UNetNetwork
 from trainers.relaxation.cohort import Cohort
 from trainers.relaxation.contrasts import inputs, joint_scale
+from trainers.relaxation.moving import Augmentation
 from trainers.relaxation.source import cohort_source
 from trainers.relaxation.task import RelaxationLearning
 from trainers.relaxation.task_config import Corruption, SelfSupervisedTask
@@ -340,6 +341,13 @@ def test_images_of_one_time_make_no_input(times, said):
 def test_inputs_of_a_series_with_one_time_twice():
     model = SpinLock(tsl=(0.02, 0.0, 0.0))
     assert learning(model, inputs=((1, 0), (2, 0))).inputs == ((1, 0), (2, 0))
+
+
+def test_a_shift_out_of_sight_is_refused():
+    cohort = circles()
+    task = learning(LOCKED, augment=Augmentation(shifts=(2, 16)))
+    with pytest.raises(InputError, match=r"task.augment.shifts: 16 voxels move an image of 16 x 16 out of sight"):
+        task.shown(batch_of(cohort), training=True)
 
 
 def test_a_training_that_cannot_begin_leaves_no_folder(tmp_path):

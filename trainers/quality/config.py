@@ -167,7 +167,7 @@ class HeadWeights(RootConfig):
 
     Attributes:
         silence: of the mean variance of sources that are not there.
-        carried: of the difference between the task's variance on the corrupted and on the clean view.
+        carried: of the difference between the logs of the task's variance on the corrupted and on the clean view.
         image_level: of the mean variance of an image beside its paired excess.
         together: share of the corrupted views with a second source.
     """

@@ -3,6 +3,7 @@
 Heads work in float32 whatever the precision around them, and begin at the same log variance in every voxel.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from math import expm1, log
 from typing import Literal
@@ -18,10 +19,12 @@ _RAW, _SPREAD = (8, 16, 24, 32), 2
 # hidden units for a voxel, and for the whole image
 _HIDDEN, _WHOLE = 16, 64
 _SLOPE = 0.01
-# of the statistics of an image, so that a step of Adam moves what they say by a small part of the bounds
-_CALM = 0.1
 # added to a variance before its log, so that a flat channel has one
 _FLAT = 1e-6
+# SDs from the mean beyond which a statistic hardly counts more
+_WIDE = 3.0
+# of a statistic over images, so that one that is the same in all does not count
+_LEAST_SD = 1e-2
 
 
 class SoftBounds:
@@ -93,9 +96,9 @@ class ContextHeads(nn.Module):
     """Heads that also see the logits, the image itself on four scales, and what is common to the whole image.
 
         raw branch   image, 3 x 3 x 3 to 8 channels; then with stride 2 to 16, to 24, to 32
-        image        a tenth of mean and log SD over the image of features, logits, all raw channels; 2 x 64 units
+        image        mean and log SD over the image of features, logits and all raw channels, standardised; 2 x 64 units
         voxel        features, logits, 8 raw channels, 8 of the raw 24 upsampled; 16 hidden units
-        answer       bounds(one map per head from the voxel + one number per head from the image)
+        answer       bounds(one map per head from the voxel + one number per artefact from the image)
 
     with leaky ReLU between layers. The raw branch has no normalisation: the instance norm of the segmentation divides
     by the very SD that tells noise, spikes and blur apart. Wrap and motion have no local look of their own; that
@@ -112,6 +115,8 @@ class ContextHeads(nn.Module):
     def __init__(self, features: int, classes: int, starts: tuple[float, ...], bounds: SoftBounds) -> None:
         super().__init__()
         self.bounds = bounds
+        self.centre: Tensor
+        self.scale: Tensor
         self.fine = nn.Conv3d(1, _RAW[0], 3, padding=1)
         self.coarser = nn.ModuleList(
             nn.Conv3d(before, after, 3, stride=2, padding=1) for before, after in pairwise(_RAW)
@@ -120,7 +125,9 @@ class ContextHeads(nn.Module):
         self.hidden = nn.Conv3d(features + classes + 2 * _RAW[0], _HIDDEN, 1)
         self.whole = nn.Linear(2 * (features + classes + sum(_RAW)), _WHOLE)
         self.whole_again = nn.Linear(_WHOLE, _WHOLE)
-        self.of_whole = nn.Linear(_WHOLE, len(starts), bias=False)
+        self.register_buffer("centre", torch.zeros(self.whole.in_features))
+        self.register_buffer("scale", torch.ones(self.whole.in_features))
+        self.of_whole = nn.Linear(_WHOLE, len(starts) - 1, bias=False)
         for layer in (self.fine, *self.coarser, self.spread, self.hidden, self.whole, self.whole_again):
             assert isinstance(layer, nn.Conv3d | nn.Linear)
             assert layer.bias is not None
@@ -139,10 +146,12 @@ class ContextHeads(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             raw = self._raw(images.float())
             seen = (features.float(), logits.float())
-            told = _CALM * torch.cat([_statistics(each) for each in (*seen, *raw)], 1)
+            told = _WIDE * torch.tanh((self._told(seen, raw) - self.centre) / (_WIDE * self.scale))
             whole = functional.leaky_relu(self.whole(told), _SLOPE)
             whole = functional.leaky_relu(self.whole_again(whole), _SLOPE)
-            image = self.of_whole(whole)
+            artefacts = self.of_whole(whole)
+            # the task is as hard as the voxel's surroundings say, whatever became of the image
+            image = torch.cat((torch.zeros_like(artefacts[:, :1]), artefacts), 1)
 
             sides = images.shape[2:]
             spread = functional.interpolate(self.spread(raw[_SPREAD]), size=sides, mode="trilinear")
@@ -150,6 +159,24 @@ class ContextHeads(nn.Module):
             voxel = _pointwise(self.out, functional.leaky_relu(_pointwise(self.hidden, joined), _SLOPE))
             said = self.bounds(voxel + image[:, :, None])
         return said.unflatten(2, sides)
+
+    @torch.no_grad()
+    def begin(self, seen: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Standardise the statistics by their mean and SD over some images, which stay as they are from then on.
+
+        Blur moves the log SD of a channel by a tenth, a spike by two: unless both are of the order of one, Adam's steps
+        are too long for the one and too short for the other.
+
+        Args:
+            seen: features, logits and image of each, (b, channels, x, y, z).
+        """
+        found = torch.cat([self._told((features, logits), self._raw(image)) for features, logits, image in seen])
+        self.centre.copy_(found.mean(0))
+        self.scale.copy_(found.std(0).clamp(min=_LEAST_SD))
+
+    def _told(self, seen: tuple[Tensor, Tensor], raw: Sequence[Tensor]) -> Float[Tensor, "b g"]:
+        """What the whole image tells, not yet standardised."""
+        return torch.cat([_statistics(each.float()) for each in (*seen, *raw)], 1)
 
     def _raw(self, images: Float[Tensor, "b 1 x y z"]) -> list[Tensor]:
         """What the branch finds in the image itself, the finest scale first; (b, channels, *space of the scale)."""

@@ -66,7 +66,8 @@ class DecoupledUNet:
 
         Args:
             classes: at least 2, the background included.
-            sources: names of the artefact sources, without the task; none: the network of the task.
+            sources: names of the artefact sources, without the task; none: the network of the task, whose one head is
+                plain.
         Raises: InputError if there are fewer than two classes, or `task` is among the sources.
         """
         if classes < 2:
@@ -83,7 +84,7 @@ class DecoupledUNet:
             first = self.features[0]
             heads = (
                 PlainHeads(first, starts, bounds)
-                if self.heads == "plain"
+                if self.heads == "plain" or not sources
                 else ContextHeads(first, classes, starts, bounds)
             )
         return DecoupledNet(segmentation, heads)

@@ -8,7 +8,7 @@ The sum of variances in Eq. 5 does not say which of them is meant, and teachers 
 began teach nothing. A pair does: what the artefact added to the error of a frozen network is the artefact's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from trainers.quality.config import DecoupledConfig
+from trainers.quality.heads import ContextHeads
 from trainers.quality.losses import attenuated, consistency, cross_entropy, image_level, soft_dice
 from trainers.quality.network import Answer, DecoupledNet
 from trainers.quality.views import Pairs, Present, always_one, each_by_itself, none_of, only
@@ -78,6 +79,14 @@ class Recipe:
             return list(net.parameters())
         return list((net.heads if self.name == "heads" else net.segmentation).parameters())
 
+    def begin(self, net: DecoupledNet, views: Sequence[Pairs]) -> None:
+        """Before the first iteration: heads that look at statistics of images learn how these vary, from some views."""
+        if self.name != "heads" or not isinstance(net.heads, ContextHeads):
+            return
+        images = [image for pairs in views for image in (pairs.clean, pairs.corrupted)]
+        with torch.no_grad():
+            net.heads.begin([(*net.segment(image), image) for image in images])
+
     def loss(self, net: DecoupledNet, pairs: Pairs, teachers: Mapping[str, DecoupledNet], epsilon: float) -> Tensor:
         """What is minimised.
 
@@ -122,15 +131,16 @@ class Recipe:
         the image with another is asked for the sum of both.
         """
         weights = self.config.heads
-        ce_clean, clean = errors_and_variances(net, pairs.clean, pairs.target)
-        ce_spoiled, spoiled = errors_and_variances(net, pairs.corrupted, pairs.target)
+        ce_clean, log_clean = errors_and_log_variances(net, pairs.clean, pairs.target)
+        ce_spoiled, log_spoiled = errors_and_log_variances(net, pairs.corrupted, pairs.target)
+        clean, spoiled = log_clean.exp(), log_spoiled.exp()
         task, present = clean[:, :1], pairs.present.to(clean.dtype)[:, :, None, None, None]
         by_clean = attenuated(ce_clean, task[:, 0], epsilon)
         total = task.detach()[:, 0] + (spoiled[:, 1:] * present).sum(1)
         by_spoiled = attenuated(ce_spoiled, total, epsilon)
 
         silent = (spoiled[:, 1:] * (1 - present)).mean() + clean[:, 1:].mean()
-        carried = (spoiled[:, :1] - task.detach()).abs().mean()
+        carried = (log_spoiled[:, 0] - log_clean[:, 0].detach()).abs().mean()
 
         excess = (2 * (ce_spoiled - ce_clean).flatten(1).mean(1)).clamp(min=0)
         of_image = image_level(*asked(spoiled[:, 1:].flatten(2).mean(2), pairs.present, excess))
@@ -158,13 +168,13 @@ def asked(
     return torch.cat([excess[:, None], none], 1), torch.cat([together, mean * (1 - there)], 1)
 
 
-def errors_and_variances(
+def errors_and_log_variances(
     net: DecoupledNet, images: Float[Tensor, "b 1 x y z"], target: Int[Tensor, "b x y z"]
 ) -> tuple[Float[Tensor, "b x y z"], Float[Tensor, "b s x y z"]]:
-    """Cross entropy of the frozen segmentation, and the variances of the heads that learn."""
+    """Cross entropy of the frozen segmentation, and the log variances of the heads that learn."""
     with torch.no_grad():
         features, logits = net.segment(images)
-    return cross_entropy(logits, target), net.uncertainty(features, logits, images).exp()
+    return cross_entropy(logits, target), net.uncertainty(features, logits, images)
 
 
 def variances_of(answer: Answer) -> Float[Tensor, "b s x y z"]:

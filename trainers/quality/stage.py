@@ -45,6 +45,8 @@ from trainers.quality.plateau import Plateau
 from trainers.quality.recipes import Recipe
 from trainers.quality.views import Views, each_by_itself, loader
 
+_FIRST = 24
+"""Views from which heads learn how statistics of images vary."""
 _RISE = 20
 """Iterations over which the learning rate rises to its highest."""
 
@@ -183,6 +185,9 @@ def _train(
     trim_log(out, state.iteration)
 
     views = Views(anatomies.train, config, seed, recipe.present)
+    if state.iteration == 0:
+        with precision_of(config, device):
+            recipe.begin(net, [views.pair(position).to(device) for position in range(_FIRST)])
     positions = range(state.iteration * stage.batch, stage.iterations * stage.batch)
     batches = loader(views, positions, stage.batch, config.data.workers)
     net.train()

@@ -127,6 +127,18 @@ class RelaxationLearning:
                 f"number of devices that is no multiple of {n}"
             )
 
+    def _check_shifts(self, batch: Batch) -> None:
+        """Refuse shifts that leave nothing of an image.
+
+        Raises: InputError.
+        """
+        y, x = batch.series.shape[-2:]
+        longest = max(self.spec.augment.shifts, default=0) if self.spec.augment is not None else 0
+        if longest >= min(y, x):
+            raise InputError(
+                f"task.augment.shifts: {longest} voxels move an image of {y} x {x} out of sight; give smaller ones"
+            )
+
     @property
     def variety(self) -> Variety:
         return Variety()
@@ -185,6 +197,7 @@ class RelaxationLearning:
     ]:
         """Series and maps after the move, the input, its intervals, and the number of each example's input."""
         device, positions = batch.series.device, batch.positions.cpu()
+        self._check_shifts(batch)
         maps = draws(self.spec.augment if training else None, self.seed, positions)
         # a time that was moved between voxels with one and voxels without is none
         times = [i for i, name in enumerate(self.maps) if name.removeprefix(FITTED) in RELAXATION_TIMES]
