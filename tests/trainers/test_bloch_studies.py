@@ -201,7 +201,7 @@ def test_names_keep_two_of_a_kind_apart(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "quality"}, r"kind: got 'quality', wanted one of 'noise', .*'prep_robustness', 'readout_bias'"),
+        ({"kind": "readiness"}, r"kind: got 'readiness', wanted one of 'noise', .*'prep_robustness', 'readout_bias'"),
         ({"kind": None}, r"kind: missing, wanted one of 'noise'"),
         ({"preparations__0__cluster": "QSL"}, r"preparations\[0\]\.cluster: input should be 'SSL'"),
         (
@@ -278,7 +278,7 @@ def refused(folder, config, message):
 
 def test_the_command_runs_a_study_and_refuses_in_one_line(tmp_path):
     (tmp_path / "good.yaml").write_text(yaml.safe_dump(changed(PREP, tissues=[REFERENCE], pulse_b1=None)))
-    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(changed(PREP, kind="quality")))
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(changed(PREP, kind="readiness")))
 
     def qsim(name):
         command = [sys.executable, "-m", "trainers.cli", "study", name, "--out", "out"]
@@ -287,7 +287,7 @@ def test_the_command_runs_a_study_and_refuses_in_one_line(tmp_path):
     bad = qsim("bad.yaml")
     assert bad.returncode == 2
     wanted = ", ".join(map(repr, STUDIES))
-    assert bad.stderr.strip() == f"qsim: bad.yaml: kind: got 'quality', wanted one of {wanted}"
+    assert bad.stderr.strip() == f"qsim: bad.yaml: kind: got 'readiness', wanted one of {wanted}"
     assert not (tmp_path / "out").exists()
     good = qsim("good.yaml")
     assert good.returncode == 0, good.stderr
@@ -296,7 +296,7 @@ def test_the_command_runs_a_study_and_refuses_in_one_line(tmp_path):
 
 def test_lists_and_schema_know_every_kind():
     kinds = {"noise", "blurriness", "generalisation", "uncertainty", "grid", "mismatch", "run_time"}
-    kinds |= {"prep_robustness", "readout_bias", "phantom", "test_retest", "self_supervised"}
+    kinds |= {"prep_robustness", "readout_bias", "phantom", "test_retest", "self_supervised", "quality"}
     assert set(registries()["studies"]) == kinds
     schema = config_schema("study")
     assert schema["properties"]["kind"]["enum"] == list(STUDIES)
