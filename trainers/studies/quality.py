@@ -11,13 +11,10 @@ image and one model: the columns are those of `quality_answers`, and
     volume_paper_sd                             the paper's error bar, Eq. 8 less that of the clean image [mm^3]
 """
 
-import csv
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from io import StringIO
-from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +34,7 @@ from trainers.studies.quality_answers import judged
 from trainers.studies.quality_config import QualityConfig
 from trainers.studies.quality_images import CleanImage, ImageSet, files_of, image_set, spoiled
 from trainers.studies.quality_models import check_apart, check_models, check_spacing, checksums, members
-from trainers.studies.study_files import open_files, write_files
+from trainers.studies.study_files import columns_text, open_files, write_files
 
 _BAR = "|"
 # voxels along the longer side of a slice that is kept for the page
@@ -107,7 +104,7 @@ def run_quality(config: QualityConfig, out: Path, command: Command = Command()) 
     found = finish(out / "blocks", digest, list(job.blocks), partial(_compute, job=job), "images", command)
     results = _gathered(job, found)
     ranks = correlations(results)
-    replace_file(out / "images.csv", _csv([*HEADER, *figure_names(results)], image_lines(results)))
+    replace_file(out / "images.csv", columns_text([*HEADER, *figure_names(results)], image_lines(results)))
     page = quality_page(results, ranks, notes)
     path = write_files(config, (), out, rows(results, ranks), None, page, files)
     say(f"study: {len(found)} images in {time.monotonic() - began:.0f} s; open {path}")
@@ -239,12 +236,3 @@ def _examples(pairs: Sequence[tuple[_Block, Arrays]], number: int) -> tuple[Exam
             variances = {k.removeprefix(variance): each for k, each in own.items() if k.startswith(variance)}
             found.append(Example(block.source or "clean", own["image"], own["truth"], own["predicted"], variances))
     return tuple(found)
-
-
-def _csv(header: Sequence[str], lines: Iterable[Sequence[str | int | float]]) -> str:
-    file = StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header)
-    for line in lines:
-        writer.writerow([("" if isnan(c) else f"{c:.6g}") if isinstance(c, float) else str(c) for c in line])
-    return file.getvalue()

@@ -229,7 +229,7 @@ def write_files(
     digest = digest_of(config, chosen, files)
     replace_file(out / "results.csv", csv_text(rows))
     if grid is not None:
-        replace_file(out / "grid.csv", _csv(*grid))
+        replace_file(out / "grid.csv", columns_text(*grid))
     about = {**versions(), "commit": commit() or "none (not run from a checkout)"}
     for each in chosen:
         if each.weights:
@@ -259,7 +259,8 @@ def _provenance(
     }
 
 
-def _csv(header: Sequence[str], lines: Iterable[Sequence[str | float | int]]) -> str:
+def columns_text(header: Sequence[str], lines: Iterable[Sequence[str | float | int]]) -> str:
+    """A table as text: six figures of every number, nothing where it is none."""
     file = StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)
