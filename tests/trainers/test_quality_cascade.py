@@ -132,6 +132,14 @@ def test_a_folder_of_another_config_is_refused(qsim_run):
         train_cascade(tiny("qsim"), qsim_run, console=QUIET)
 
 
+def test_absent_anatomies_leave_no_folder(tmp_path):
+    absent = {**GENERATE, "phantom": {"kind": "brainweb", "path": str(tmp_path / "nowhere")}}
+    data = {"train": [{"generate": absent}], "validation": [{"generate": {**GENERATE, "split": "test"}}]}
+    with pytest.raises(InputError, match=r"data.train\[0\].generate: phantom.path: .*nowhere does not exist"):
+        train_cascade(tiny("qsim", data=data), tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
 class Told(DecoupledNet):
     """A network whose answer is given: logits by whether the image is bright, variances as they are set."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from generators.sample import scene
 from qsim.errors import InputError
 from trainers.checkpoint import MODEL, check_claim, claim, load_tensors, save_tensors
 from trainers.quality.blocks import make_stores, read_blocks
@@ -53,6 +54,7 @@ def train_cascade(
     _one_thread()
     devices = _devices(device)
     check_claim(out, config, resume)
+    _check_anatomies(config)
     claim(out, config, resume)
     if (out / MODEL).is_file():
         console.print(f"{out}: nothing left to do")
@@ -107,6 +109,20 @@ def read_anatomies(config: DecoupledConfig, train: Sequence[Path], validation: S
                 f"{' x '.join(map(str, extent))}"
             )
     return read
+
+
+def _check_anatomies(config: DecoupledConfig) -> None:
+    """Read what the blocks are cut from, before a folder is made.
+
+    Raises: InputError naming the data set at fault.
+    """
+    for field in ("train", "validation", "calibration"):
+        for number, each in enumerate(getattr(config.data, field)):
+            if each.generate is not None:
+                try:
+                    scene(each.generate)
+                except InputError as error:
+                    raise InputError(f"data.{field}[{number}].generate: {error}") from None
 
 
 def _one_thread() -> None:
