@@ -67,7 +67,7 @@ class Training:
             config.mapping_task, config.mapping_network, data.signal_model, config.targets, data.noise.kind
         )
         self.dataset = PatchDataset(self.source, config.seed, len(self.source) - round(0.05 * len(self.source)))
-        self.bf16 = resolve_precision(config, device) == "bf16"
+        self.bf16 = resolve_precision(config.precision, device) == "bf16"
 
     def network(self, layout: str = "as trained") -> nn.Module:
         net = self.config.mapping_network.build(self.task.model, self.task.parameters, torch.Generator().manual_seed(0))

@@ -331,7 +331,8 @@ def bench(config: SelfSupervisedConfig, subjects: int, updates: int, samples: in
     bill.hours["methods without a network"] = alone / ran.judged * folds * full.judged / HOUR
 
     size = " x ".join(str(n) for n in series[0].patch)
-    precision = fitting.resolve_precision(tried.train_config(tried.networks[0], tried.folds[0], 0), torch.device("cpu"))
+    wanted = tried.train_config(tried.networks[0], tried.folds[0], 0).precision
+    precision = fitting.resolve_precision(wanted, torch.device("cpu"))
     print(
         f"Run: {ran.made:.0f} slices of {size} of {subjects} subjects, {ran.judged:.0f} judged, "
         f"{len(tried.networks)} of {len(config.networks)} networks, {updates} iterations of "

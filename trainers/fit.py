@@ -70,10 +70,10 @@ def learning_rate(config: TrainConfig, iteration: int) -> float:
     return config.lr * rise * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def resolve_precision(config: TrainConfig, device: torch.device) -> Literal["fp32", "bf16"]:
+def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
     """`auto`: bf16 where the hardware multiplies it, else fp32."""
-    if config.precision != "auto":
-        return config.precision
+    if wanted != "auto":
+        return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -373,7 +373,7 @@ def _fabric(config: TrainConfig, device: Device) -> tuple[Fabric, Literal["fp32"
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no CUDA device; use --device cpu")
     kind = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    precision = resolve_precision(config, torch.device(kind))
+    precision = resolve_precision(config.precision, torch.device(kind))
     # its line about precision is no news: the precision is in the checkpoint
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric = Fabric(

@@ -130,7 +130,7 @@ def measured(
         true: 1 where the first class of the target is.
     """
     p = answer.probabilities[1].double().numpy()
-    total = sum(answer.variances.values()).double().numpy()  # type: ignore[union-attr]
+    total = torch.stack(tuple(answer.variances.values())).sum(0).double().numpy()
     h = entropy(scaled_probabilities(answer.logits.double().numpy(), total))
     return Measured(
         anatomy=anatomy,

@@ -34,7 +34,7 @@ from trainers.checkpoint import (
     trim_log,
     versions,
 )
-from trainers.fit import DivergedError
+from trainers.fit import DivergedError, resolve_precision
 from trainers.global_stream import GLOBAL_STREAM
 from trainers.progress import Bar
 from trainers.quality.blocks import Blocks
@@ -91,15 +91,8 @@ def describe(config: DecoupledConfig, name: str, anatomies: Anatomies, sources: 
 
 def precision_of(config: DecoupledConfig, device: torch.device) -> AbstractContextManager[Any]:
     """Mixed precision of the U-Net where it is asked for."""
-    if config.precision == "fp32":
+    if resolve_precision(config.precision, device) == "fp32":
         return nullcontext()
-    if config.precision == "auto":
-        if device.type == "cuda":
-            hardware = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        if not hardware:
-            return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 
 

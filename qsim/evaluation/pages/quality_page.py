@@ -167,11 +167,11 @@ def _sections(results: QualityResults, found: Sequence[Correlation], held: Held)
         title = f"{model}: " if len(results.models) > 1 else ""
         folded = i >= _DRAWN_MODELS
         if not folded:
-            sections.append(Section(f"{title}images and their figures", _plots(results, held, model, group)))
-        sections.append(Section(f"{title}which artefact", _heads(results, model, group), folded=folded))
+            sections.append(Section(f"{title}Images and their figures", _plots(results, held, model, group)))
+        sections.append(Section(f"{title}Which artefact", _heads(results, model, group), folded=folded))
         if not folded and results.examples.get(model):
-            sections.append(Section(f"{title}where it is", _examples(results, model)))
-        sections.append(Section(f"{title}volume and its error bars", _volumes(results, model, group), folded=folded))
+            sections.append(Section(f"{title}Where it is", _examples(results, model)))
+        sections.append(Section(f"{title}Volume and its error bars", _volumes(results, model, group), folded=folded))
     if "measured" in results.groups and group != "measured":
         sections.append(Section("Measured images", _measured(results, held)))
     return sections
