@@ -63,6 +63,7 @@ def train_cascade(
     train = make_stores(config.data.train, out / DATA, "data.train", workers, console)
     validation = make_stores(config.data.validation, out / DATA, "data.validation", workers, console)
     side_by_side = max(workers, len(devices))
+    anatomies: Anatomies | None = None
     for wave in waves(config):
         left = [name for name in wave if not (out / STAGES / name / MODEL).is_file()]
         if len(left) > 1 and side_by_side > 1:
@@ -70,7 +71,7 @@ def train_cascade(
             continue
         for name in left:
             console.print(f"stage {name}")
-            anatomies = read_anatomies(config, train, validation)
+            anatomies = anatomies or read_anatomies(config, train, validation)
             train_stage(config, name, anatomies, out / STAGES, torch.device(devices[0]), console)
     last = config.stage_names[-1]
     tensors, header = load_tensors(out / STAGES / last / MODEL)

@@ -29,7 +29,6 @@ class Recipe:
     Attributes:
         name: of the stage.
         config: of the cascade.
-        sources: of the network's variances besides the task.
     """
 
     name: str

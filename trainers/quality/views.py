@@ -132,7 +132,7 @@ class Views(Dataset[Pairs]):
         present = self.present(streams.rng("present"))
         corrupted, severity = spoiled(clean, config.sources, present, streams, self.blocks.spacing_mm)
 
-        place = _place(labels, config.patch, streams.rng("place"))
+        place = _place(tuple(labels.shape), config.patch, streams.rng("place"))
         window = tuple(slice(o, o + n) for o, n in zip(place, config.patch, strict=True))
         seen = [_seen(each, window, brightness) for each in (clean, corrupted)]
         return Pairs(
@@ -204,9 +204,9 @@ def turned(
     return subject["image"].data[0].clamp(min=0), subject["labels"].data[0].to(torch.uint8)
 
 
-def _place(labels: UInt8[Tensor, "x y z"], patch: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
+def _place(block: tuple[int, ...], patch: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
     """First voxel of a patch that is drawn uniformly inside the block."""
-    return tuple(int(rng.integers(n - p + 1)) for n, p in zip(labels.shape, patch, strict=True))
+    return tuple(int(rng.integers(n - p + 1)) for n, p in zip(block, patch, strict=True))
 
 
 def _seen(image: Complex[Tensor, "1 x y z"], window: tuple[slice, ...], brightness: float) -> Float[Tensor, "p q r"]:
