@@ -47,7 +47,8 @@ class BrainWeb:
             numbers, one per axis of the volume, for thick slices.
         voxel_mm: voxel size of MATLAB and raw files, which hold none, along each axis [mm].
         raw: layout of raw files.
-        test_subjects: with several files, the last so many are the test split, the others train.
+        test_subjects: with several files, the last so many are the test split, the others train; 0, or all of them,
+            where folders keep train and test apart.
         test_share, gap: with one file, it is split into slabs as `MNI` is: the share of the tissue's extent along the
             slice axis that the central test slab takes [1], and slices left out on either side. A single slice is test
             only.
@@ -100,6 +101,14 @@ class BrainWeb:
         Raises: InputError naming what does not exist.
         """
         return find_files((self.path,) if isinstance(self.path, str) else tuple(self.path), _FIELD)
+
+    def files_of(self, split: Split) -> tuple[Path, ...]:
+        """The files that a split opens; a single file is that of both.
+
+        Raises: InputError naming what does not exist, or a split without subjects.
+        """
+        files = self.files()
+        return files if len(files) == 1 else tuple(files[i] for i in self._parting().numbers(split))
 
     def describe(self, slice_axis: int) -> str:
         """What this is and how train and test are kept apart, for reports."""

@@ -49,14 +49,27 @@ class Parting:
     def n_train(self) -> int:
         """How many subjects are train.
 
-        Raises: InputError if none are left.
+        Raises: InputError if more are to be test than there are.
         """
-        if self.test_subjects >= len(self.names):
+        if self.test_subjects > len(self.names):
             raise InputError(
-                f"phantom.test_subjects: {self.test_subjects} of {len(self.names)} files leaves none to train on; "
-                f"ask for at most {len(self.names) - 1}"
+                f"phantom.test_subjects: {self.test_subjects} of {len(self.names)} files; ask for at most "
+                f"{len(self.names)}"
             )
         return len(self.names) - self.test_subjects
+
+    def numbers(self, split: Split) -> tuple[int, ...]:
+        """Subjects of one split, where there are several.
+
+        Raises: InputError if there are none.
+        """
+        first, end = (0, self.n_train) if split == "train" else (self.n_train, len(self.names))
+        if first == end:
+            raise InputError(
+                f"phantom.test_subjects: {self.test_subjects} of {len(self.names)} files leaves none for split: "
+                f"{split}; ask for {'fewer' if split == 'train' else 'at least 1'}"
+            )
+        return tuple(range(first, end))
 
     def slabs(self, slice_axis: int) -> dict[Split, tuple[Slab, ...]]:
         """First slice and the one after the last of every slab of a single subject; a single slice is test only.
@@ -78,7 +91,8 @@ class Parting:
     def describe(self, slice_axis: int) -> str:
         """The split in words, for reports."""
         if len(self.names) > 1:
-            train, test = (", ".join(part) for part in (self.names[: self.n_train], self.names[self.n_train :]))
+            parts = self.names[: self.n_train], self.names[self.n_train :]
+            train, test = (", ".join(part) or "none" for part in parts)
             return f"train subjects {train}; test subjects {test}"
         slabs = self.slabs(slice_axis)
         if not slabs["train"]:
@@ -103,7 +117,7 @@ class Parting:
                 )
             read = [self.read(0, slice_axis)]
         else:
-            ids = tuple(range(self.n_train)) if split == "train" else tuple(range(self.n_train, len(self.names)))
+            ids = self.numbers(split)
             read = [self.read(i, slice_axis) for i in ids]
             slabs = tuple(((0, subject.volume.shape[1 + slice_axis]),) for subject in read)
         spacing = read[0].spacing_mm
@@ -130,8 +144,8 @@ def check_parting(test_subjects: int, test_share: float, gap: int) -> None:
 
     Raises: ValueError.
     """
-    if test_subjects < 1:
-        raise ValueError(f"test_subjects must be at least 1, got {test_subjects}")
+    if test_subjects < 0:
+        raise ValueError(f"test_subjects must be at least 0, got {test_subjects}")
     if not 0 < test_share < 1:
         raise ValueError(f"test_share must lie between 0 and 1, got {test_share}")
     if gap < 0:

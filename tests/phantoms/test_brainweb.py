@@ -279,8 +279,24 @@ def test_bad_paths(tmp_path):
     c = save(tmp_path / "c.nii.gz", some_labels(2))
     with pytest.raises(InputError, match="give files of one voxel size"):
         BrainWeb(path=(a, b, c)).load("train", 2)
-    with pytest.raises(InputError, match=r"phantom\.test_subjects: 3 of 3 files"):
+    with pytest.raises(InputError, match=r"phantom\.test_subjects: 3 of 3 files leaves none for split: train"):
         BrainWeb(path=(a, b, c), test_subjects=3).load("train", 2)
+    with pytest.raises(InputError, match=r"phantom\.test_subjects: 0 of 3 files leaves none for split: test"):
+        BrainWeb(path=(a, b, c), test_subjects=0).load("test", 2)
+    with pytest.raises(InputError, match=r"phantom\.test_subjects: 4 of 3 files"):
+        BrainWeb(path=(a, b, c), test_subjects=4).load("test", 2)
+
+
+def test_folders_may_keep_train_and_test_apart(tmp_path):
+    paths = tuple(save(tmp_path / f"{name}.nii.gz", some_labels(seed)) for seed, name in enumerate("abc"))
+    all_test = BrainWeb(path=paths, test_subjects=3)
+    assert all_test.load("test", 2).ids == (0, 1, 2)
+    assert all_test.files_of("test") == all_test.files()
+    assert "train subjects none; test subjects a.nii.gz" in all_test.describe(2)
+    all_train = BrainWeb(path=paths, test_subjects=0)
+    assert all_train.load("train", 2).ids == (0, 1, 2)
+    both = BrainWeb(path=paths)
+    assert (both.files_of("train"), both.files_of("test")) == (both.files()[:2], both.files()[2:])
 
 
 @pytest.mark.parametrize(
@@ -292,7 +308,7 @@ def test_bad_paths(tmp_path):
         ({"labels": {0: "gm"}}, "labels"),
         ({"labels": {-1: "gm"}}, "labels"),
         ({"block": 0}, "block"),
-        ({"test_subjects": 0}, "test_subjects"),
+        ({"test_subjects": -1}, "test_subjects"),
         ({"test_share": 0.0}, "test_share"),
         ({"gap": -1}, "gap"),
     ],

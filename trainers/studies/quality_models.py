@@ -178,7 +178,7 @@ def _of_pair(trained: Mapping[str, Any], ours: BlockData) -> str:
         return ""
     if a == b and theirs.slice_axis == here.slice_axis:
         return "" if {theirs.split, here.split} == {"train", "test"} else _WAS
-    files = [_paths(each) for each in (a, b)]
+    files = [_files(each, config.split) for each, config in ((a, theirs), (b, here))]
     return "" if all(files) and not files[0] & files[1] else _MAY
 
 
@@ -203,8 +203,11 @@ def _anatomy(config: GeneratorConfig) -> Any:
     return spec
 
 
-def _paths(spec: Any) -> frozenset[str]:
-    """Label files that a phantom names one by one; empty: a folder or a pattern, or none."""
-    given = getattr(spec, "path", ())
-    names = (given,) if isinstance(given, str) else tuple(given)
-    return frozenset(names) if all(Path(name).is_file() for name in names) else frozenset()
+def _files(spec: Any, split: str) -> frozenset[str]:
+    """Label files that a split of a phantom opens; empty: it opens none, or they are no longer there."""
+    if not hasattr(spec, "files_of"):
+        return frozenset()
+    try:
+        return frozenset(str(file.resolve()) for file in spec.files_of(split))
+    except InputError:
+        return frozenset()
