@@ -157,7 +157,8 @@ class Told(DecoupledNet):
 
     def forward(self, images):
         features, logits = self.segment(images)
-        return Answer(logits, self.uncertainty(features, logits, images))
+        said = self.uncertainty(features, logits, images)
+        return Answer(logits, said, said.new_zeros(said.shape[:2]))
 
 
 def pairs_of(present):
@@ -205,6 +206,9 @@ def test_learning_rates():
     config = tiny("paper")
     full = plateau_of(config, config.stages.task.model_copy(update={"iterations": 30000}))
     assert (full.window, full.patience) == (100, 500)
+    # the noise of a few batches is no plateau
+    short = plateau_of(config, config.stages.task.model_copy(update={"iterations": 350}))
+    assert (short.window, short.patience) == (50, 200)
 
 
 def test_usual_variance_is_that_of_clean_images():

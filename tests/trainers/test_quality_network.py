@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
+from scipy.special import softmax
+from scipy.stats import entropy
 from torch import nn
 from torch.nn import functional
 
@@ -63,8 +65,10 @@ def test_weights_counted_by_hand():
     assert count(net.heads) == 4 * (8 + 1)
     context = DecoupledUNet().build(2, SOURCES, stream())
     raw = 27 * 8 + 8 + 27 * 8 * 16 + 16 + 27 * 16 * 24 + 24 + 27 * 24 * 32 + 32
-    voxel = (24 + 1) * 8 + (8 + 2 + 8 + 8 + 1) * 16 + (16 + 1) * 4
-    whole = (2 * (8 + 2 + 8 + 16 + 24 + 32) + 1) * 64 + (64 + 1) * 64 + 64 * 3
+    # features, two logits, their entropy, the probability of the target
+    seen = 8 + 2 + 2
+    voxel = (24 + 1) * 8 + (seen + 8 + 8 + 1) * 16 + (16 + 1) * 4
+    whole = (2 * (seen + 8 + 16 + 24 + 32) + 2 * (seen + 8) + 1) * 64 + (64 + 1) * 64 + 64 * 3
     assert count(context.heads) == raw + voxel + whole
     task = DecoupledUNet(heads="plain").build(3, (), stream())
     assert count(task.heads) == 9
@@ -104,6 +108,7 @@ def test_any_size_comes_back_and_equals_the_padded_run(heads, size):
         if heads == "plain":
             found = net.uncertainty(features, logits, padded)[crop]
             torch.testing.assert_close(answer.log_variance, found, rtol=1e-5, atol=1e-5)
+            assert not answer.of_image.any()
 
 
 def test_the_scales_of_the_raw_branch_halve_the_image():
@@ -187,7 +192,7 @@ def test_statistics_are_standardised_by_the_images_a_training_begins_with():
     seen = [(*net.segment(x), x) for x in (k * images(12, 12, 12, seed=k, count=2) for k in range(1, 5))]
     heads.begin(seen)
     with torch.no_grad():
-        told = torch.cat([heads._told((features, logits), heads._raw(x)) for features, logits, x in seen])
+        told = torch.cat([heads._told(heads_module._seen(*answer), heads._raw(x)) for *answer, x in seen])
     vary = told.std(0) > 1e-2
     standard = ((told - heads.centre) / heads.scale)[:, vary].numpy()
     np.testing.assert_allclose(standard.mean(0), 0, atol=1e-4)
@@ -334,3 +339,44 @@ def test_what_the_whole_image_tells():
     flat = channels.numpy().reshape(2, 3, -1)
     wanted = np.concatenate((flat.mean(2), np.log(flat.std(2))), 1)
     np.testing.assert_allclose(heads_module._statistics(channels).numpy(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_told_of_the_target_is_weighted_by_its_probability():
+    """Weights of 0 and 3 at the corners of a known half: numpy's mean and SD of that half, times n / (n + 1 / 3)."""
+    channels = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(1)) * 2 + 1
+    weights = torch.zeros(2, 4, 5, 6)
+    weights[:, :2] = 3.0
+    half = channels.numpy()[:, :, :2].reshape(2, 3, -1)
+    share = half.shape[2] * 3 / (half.shape[2] * 3 + 1)
+    mean = half.mean(2) * share
+    variance = ((half - mean[:, :, None]) ** 2).mean(2) * share
+    wanted = np.concatenate((mean, np.log(np.sqrt(variance))), 1)
+    np.testing.assert_allclose(heads_module._statistics(channels, weights).numpy(), wanted, rtol=1e-4, atol=1e-5)
+    nothing = heads_module._statistics(channels, torch.zeros(2, 4, 5, 6))
+    np.testing.assert_allclose(nothing[:, :3].numpy(), 0)
+
+
+def test_heads_see_the_entropy_and_the_probability_of_the_target():
+    generator = torch.Generator().manual_seed(2)
+    features, logits = torch.randn(2, 4, 3, 3, 3, generator=generator), torch.randn(2, 3, 3, 3, 3, generator=generator)
+    seen = heads_module._seen(features, logits).numpy()
+    p = softmax(logits.numpy().astype(float), axis=1)
+    np.testing.assert_array_equal(seen[:, :4], features.numpy())
+    np.testing.assert_array_equal(seen[:, 4:7], logits.numpy())
+    np.testing.assert_allclose(seen[:, 7], entropy(p, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(seen[:, 8], p[:, 1:].sum(1), rtol=1e-5)
+
+
+def test_the_image_s_part_is_what_every_voxel_shares():
+    """Before the bounds, the log variances less the image's part are those of heads that know voxels only."""
+    net = stirred(build())
+    x = images(8, 8, 8)
+    with torch.no_grad():
+        full = net(x)
+        assert full.of_image[:, 1:].abs().min() > 1e-3
+        assert not full.of_image[:, 0].any()
+        net.heads.of_whole.weight.zero_()
+        alone = net(x)
+    bounds, at = net.heads.bounds, (0, 2, 3, 4, 5)
+    before = [bounds.inverse(float(each.log_variance[at])) for each in (full, alone)]
+    assert before[0] - before[1] == pytest.approx(float(full.of_image[0, 2]), abs=1e-4)

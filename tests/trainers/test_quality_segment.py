@@ -3,7 +3,7 @@
 import gzip
 import json
 import sys
-from math import exp
+from math import exp, log
 from types import SimpleNamespace
 
 import matplotlib.image
@@ -28,6 +28,13 @@ SOURCES = ("task", "noise", "blur")
 CPU = torch.device("cpu")
 
 
+def answer(logits, log_variance):
+    """Of a network that says nothing of an image as a whole."""
+    return SimpleNamespace(
+        logits=logits, log_variance=log_variance, of_image=log_variance.new_zeros(log_variance.shape[:2])
+    )
+
+
 class Local(nn.Module):
     """Sees one voxel: tissue where it is above a half; variances 0.25, image^2 and 0.5 |image|."""
 
@@ -36,7 +43,7 @@ class Local(nn.Module):
         assert images.dtype == torch.float32
         logits = torch.cat((torch.zeros_like(images), 8 * (images - 0.5)), 1)
         variances = torch.cat((torch.full_like(images, 0.25), images**2 + 1e-12, 0.5 * images.abs() + 1e-12), 1)
-        return SimpleNamespace(logits=logits, log_variance=variances.log())
+        return answer(logits=logits, log_variance=variances.log())
 
 
 def segmenter(**changes):
@@ -81,7 +88,7 @@ def save(file, values=None, affine=None, **header):
 def no_picture(request, monkeypatch):
     """A picture takes a second; those tests draw it that look at it."""
     if "picture" not in request.node.name:
-        monkeypatch.setattr("trainers.quality.segment_command.quick_look", lambda file, *_: file.write_bytes(b"png"))
+        monkeypatch.setattr("trainers.quality.segment_files.quick_look", lambda file, *_: file.write_bytes(b"png"))
 
 
 @pytest.fixture
@@ -183,7 +190,7 @@ def test_variances_are_averaged_not_their_logarithms():
         def forward(self, images):
             Counting.calls += 1
             flat = torch.zeros_like(images)
-            return SimpleNamespace(
+            return answer(
                 logits=torch.cat((flat, flat + Counting.calls), 1), log_variance=flat + float(np.log(Counting.calls))
             )
 
@@ -195,6 +202,30 @@ def test_variances_are_averaged_not_their_logarithms():
     # in the middle of the overlap both count as much
     np.testing.assert_allclose(variances[0, 11:13, 8, 8].mean(), 1.5, rtol=1e-4)
     assert variances[0, -1, 8, 8] == pytest.approx(2, rel=1e-5)
+
+
+def test_what_is_said_of_the_image_is_one_number_for_the_volume():
+    """log 2 in a window all of whose voxels are something, log 32 where it is a quarter of them: 2^(1.8) in all."""
+
+    class Whole(nn.Module):
+        def forward(self, images):
+            share = (images > 0.1).float().mean()
+            said = torch.tensor([[0.0, log(2) if share > 0.5 else log(32)]])
+            voxel = torch.cat((images, images + 1), 1).log()
+            return SimpleNamespace(
+                logits=torch.cat((images, images), 1),
+                log_variance=voxel + said[:, :, None, None, None],
+                of_image=said,
+            )
+
+    image = torch.full((32, 16, 16), 0.05)
+    image[:16], image[16:20] = 0.5, 0.25
+    _, variances = by_windows(Whole(), image, (16, 16, 16), overlap=0.0, device=CPU)
+    torch.testing.assert_close(variances[0], image, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(variances[1], 2**1.8 * (image + 1), rtol=1e-5, atol=1e-6)
+    # of nothing but air every window says as much
+    _, variances = by_windows(Whole(), 0 * image + 0.01, (16, 16, 16), overlap=0.0, device=CPU)
+    torch.testing.assert_close(variances[1], torch.full_like(image, 32 * 1.01), rtol=1e-5, atol=1e-6)
 
 
 def test_a_segmenter_does_not_see_the_brightness():
@@ -213,7 +244,7 @@ def test_a_network_that_answers_nan_is_refused():
     class Lost(Local):
         def forward(self, images):
             found = super().forward(images)
-            return SimpleNamespace(logits=found.logits, log_variance=found.log_variance * np.nan)
+            return answer(logits=found.logits, log_variance=found.log_variance * np.nan)
 
     with pytest.raises(InputError, match=r"^fake: answers with NaN or infinity; train it again"):
         segmenter(net=Lost())(torch.from_numpy(head()))
@@ -532,7 +563,7 @@ def test_an_empty_segmentation_is_said(tmp_path, loaded):
     class Never(Local):
         def forward(self, images):
             found = super().forward(images)
-            return SimpleNamespace(
+            return answer(
                 logits=found.logits - torch.tensor([0.0, 99.0])[:, None, None, None], log_variance=found.log_variance
             )
 
@@ -547,7 +578,7 @@ def test_a_model_without_artefacts_and_with_two_classes(tmp_path, loaded):
     class Two(nn.Module):
         def forward(self, images):
             flat = torch.zeros_like(images)
-            return SimpleNamespace(logits=torch.cat((flat + 0.2, images, 9 * images - 6), 1), log_variance=flat)
+            return answer(logits=torch.cat((flat + 0.2, images, 9 * images - 6), 1), log_variance=flat)
 
     loaded(net=Two(), sources=("task",), target=("gm", "liver_vessel"))
     record = go(save(tmp_path / "a.nii"), tmp_path / "out")
@@ -671,7 +702,7 @@ def test_what_is_there_is_not_overwritten_unasked(tmp_path, loaded, run):
 
 def test_a_failure_leaves_nothing(tmp_path, loaded, monkeypatch):
     loaded()
-    monkeypatch.setattr("trainers.quality.segment_command.quick_look", lambda *_: 1 / 0)
+    monkeypatch.setattr("trainers.quality.segment_files.quick_look", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         go(save(tmp_path / "a.nii"), tmp_path / "out")
     assert [f.name for f in tmp_path.iterdir()] == ["a.nii"]

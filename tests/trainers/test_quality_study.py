@@ -124,7 +124,7 @@ CALIBRATION = {
 NETWORKS = {
     "good": fake(),
     "other": fake(centre=0.5),
-    "dropping": fake(Constant, net=nn.Dropout(0.5), probability=0.7),
+    "dropping": fake(Constant, net=nn.Dropout(0.5).eval(), probability=0.7),
 }
 
 

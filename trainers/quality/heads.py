@@ -16,6 +16,8 @@ from torch.nn import functional
 Kind = Literal["plain", "context"]
 # channels of the branch that sees the image itself, each scale twice as coarse; which scale is spread over the voxels
 _RAW, _SPREAD = (8, 16, 24, 32), 2
+# channels made of the softmax: entropy, probability of the target
+_OF_SOFTMAX = 2
 # hidden units for a voxel, and for the whole image
 _HIDDEN, _WHOLE = 16, 64
 _SLOPE = 0.01
@@ -85,19 +87,21 @@ class PlainHeads(nn.Module):
         features: Float[Tensor, "b f x y z"],
         logits: Float[Tensor, "b k x y z"],  # noqa: ARG002  not looked at; called as ContextHeads
         images: Float[Tensor, "b 1 x y z"],  # noqa: ARG002
-    ) -> Float[Tensor, "b s x y z"]:
-        """Log variances."""
+    ) -> tuple[Float[Tensor, "b s x y z"], Float[Tensor, "b s"]]:
+        """Log variances; and zeros, as nothing is said of the image as a whole."""
         with torch.autocast(features.device.type, enabled=False):
             said: Tensor = self.bounds(self.out(features.float()))
-        return said
+        return said, said.new_zeros(said.shape[:2])
 
 
 class ContextHeads(nn.Module):
     """Heads that also see the logits, the image itself on four scales, and what is common to the whole image.
 
         raw branch   image, 3 x 3 x 3 to 8 channels; then with stride 2 to 16, to 24, to 32
-        image        mean and log SD over the image of features, logits and all raw channels, standardised; 2 x 64 units
-        voxel        features, logits, 8 raw channels, 8 of the raw 24 upsampled; 16 hidden units
+        seen         features, logits, their softmax entropy, and the probability of any class but the background
+        image        mean and log SD of seen and of all raw channels over the image, and of seen and the finest raw
+                     channels over the target, which that probability weights; standardised; 2 x 64 units
+        voxel        seen, 8 raw channels, 8 of the raw 24 upsampled; 16 hidden units
         answer       bounds(one map per head from the voxel + one number per artefact from the image)
 
     with leaky ReLU between layers. The raw branch has no normalisation: the instance norm of the segmentation divides
@@ -122,8 +126,9 @@ class ContextHeads(nn.Module):
             nn.Conv3d(before, after, 3, stride=2, padding=1) for before, after in pairwise(_RAW)
         )
         self.spread = nn.Conv3d(_RAW[_SPREAD], _RAW[0], 1)
-        self.hidden = nn.Conv3d(features + classes + 2 * _RAW[0], _HIDDEN, 1)
-        self.whole = nn.Linear(2 * (features + classes + sum(_RAW)), _WHOLE)
+        seen = features + classes + _OF_SOFTMAX
+        self.hidden = nn.Conv3d(seen + 2 * _RAW[0], _HIDDEN, 1)
+        self.whole = nn.Linear(2 * (seen + sum(_RAW)) + 2 * (seen + _RAW[0]), _WHOLE)
         self.whole_again = nn.Linear(_WHOLE, _WHOLE)
         self.register_buffer("centre", torch.zeros(self.whole.in_features))
         self.register_buffer("scale", torch.ones(self.whole.in_features))
@@ -141,11 +146,11 @@ class ContextHeads(nn.Module):
         features: Float[Tensor, "b f x y z"],
         logits: Float[Tensor, "b k x y z"],
         images: Float[Tensor, "b 1 x y z"],
-    ) -> Float[Tensor, "b s x y z"]:
-        """Log variances."""
+    ) -> tuple[Float[Tensor, "b s x y z"], Float[Tensor, "b s"]]:
+        """Log variances; and what of them the image as a whole added, before the bounds."""
         with torch.autocast(features.device.type, enabled=False):
             raw = self._raw(images.float())
-            seen = (features.float(), logits.float())
+            seen = _seen(features.float(), logits.float())
             told = _WIDE * torch.tanh((self._told(seen, raw) - self.centre) / (_WIDE * self.scale))
             whole = functional.leaky_relu(self.whole(told), _SLOPE)
             whole = functional.leaky_relu(self.whole_again(whole), _SLOPE)
@@ -155,10 +160,10 @@ class ContextHeads(nn.Module):
 
             sides = images.shape[2:]
             spread = functional.interpolate(self.spread(raw[_SPREAD]), size=sides, mode="trilinear")
-            joined = torch.cat([part.flatten(2) for part in (*seen, raw[0], spread)], 1)
+            joined = torch.cat([part.flatten(2) for part in (seen, raw[0], spread)], 1)
             voxel = _pointwise(self.out, functional.leaky_relu(_pointwise(self.hidden, joined), _SLOPE))
             said = self.bounds(voxel + image[:, :, None])
-        return said.unflatten(2, sides)
+        return said.unflatten(2, sides), image
 
     @torch.no_grad()
     def begin(self, seen: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
@@ -170,13 +175,18 @@ class ContextHeads(nn.Module):
         Args:
             seen: features, logits and image of each, (b, channels, x, y, z).
         """
-        found = torch.cat([self._told((features, logits), self._raw(image)) for features, logits, image in seen])
+        found = torch.cat(
+            [self._told(_seen(features.float(), logits.float()), self._raw(image)) for features, logits, image in seen]
+        )
         self.centre.copy_(found.mean(0))
         self.scale.copy_(found.std(0).clamp(min=_LEAST_SD))
 
-    def _told(self, seen: tuple[Tensor, Tensor], raw: Sequence[Tensor]) -> Float[Tensor, "b g"]:
+    def _told(self, seen: Float[Tensor, "b s x y z"], raw: Sequence[Tensor]) -> Float[Tensor, "b g"]:
         """What the whole image tells, not yet standardised."""
-        return torch.cat([_statistics(each.float()) for each in (*seen, *raw)], 1)
+        target = seen[:, -1]
+        of_image = [_statistics(each) for each in (seen, *raw)]
+        of_target = [_statistics(each, target) for each in (seen, raw[0])]
+        return torch.cat([*of_image, *of_target], 1)
 
     def _raw(self, images: Float[Tensor, "b 1 x y z"]) -> list[Tensor]:
         """What the branch finds in the image itself, the finest scale first; (b, channels, *space of the scale)."""
@@ -186,11 +196,26 @@ class ContextHeads(nn.Module):
         return found
 
 
-def _statistics(channels: Float[Tensor, "b f *space"]) -> Float[Tensor, "b g"]:
-    """Mean and log of the SD over the image of each channel."""
+def _seen(features: Float[Tensor, "b f x y z"], logits: Float[Tensor, "b k x y z"]) -> Float[Tensor, "b s x y z"]:
+    """Features, logits, softmax entropy [nat], and last the probability of any class but the background."""
+    log_p = torch.log_softmax(logits, 1)
+    p = log_p.exp()
+    entropy = -(p * log_p).sum(1, keepdim=True)
+    return torch.cat((features, logits, entropy, 1 - p[:, :1]), 1)
+
+
+def _statistics(
+    channels: Float[Tensor, "b f *space"], weights: Float[Tensor, "b *space"] | None = None
+) -> Float[Tensor, "b g"]:
+    """Mean and log of the SD of each channel over the image, or over weights, which one voxel of zeros is added to."""
     flat = channels.flatten(2)
-    mean = flat.mean(2)
-    variance = (flat - mean[:, :, None]).square().mean(2)
+    if weights is None:
+        mean = flat.mean(2)
+        variance = (flat - mean[:, :, None]).square().mean(2)
+    else:
+        share = weights.flatten(1)[:, None] / (weights.flatten(1).sum(1)[:, None, None] + 1)
+        mean = (flat * share).sum(2)
+        variance = ((flat - mean[:, :, None]).square() * share).sum(2)
     return torch.cat((mean, 0.5 * torch.log(variance + _FLAT)), 1)
 
 

@@ -28,7 +28,7 @@ class InPrecision(nn.Module):
         """The answer in float32."""
         with precision_of(self._config, self._device):
             found = self.net(images)
-        return Answer(found.logits.float(), found.log_variance.float())
+        return Answer(*(each.float() for each in found))
 
 
 def load_segmenter(run: str | Path, device: str | torch.device = "cpu") -> Segmenter:

@@ -22,10 +22,12 @@ class Answer(NamedTuple):
     Attributes:
         logits: of each class [1].
         log_variance: log of the variance of the logits by each source, the task first [log 1].
+        of_image: what of it the image as a whole adds, the same in every voxel; 0 where heads know voxels only [log 1].
     """
 
     logits: Float[Tensor, "b k x y z"]
     log_variance: Float[Tensor, "b s x y z"]
+    of_image: Float[Tensor, "b s"]
 
 
 @value
@@ -168,7 +170,7 @@ class DecoupledNet(nn.Module):
     def forward(self, images: Float[Tensor, "b 1 x y z"]) -> Answer:
         """Logits and log variances of images of any size, each divided by its `intensity_scale` [1]."""
         features, logits = self.segment(images)
-        return Answer(logits, self.uncertainty(features, logits, images))
+        return Answer(logits, *self.heads(features, logits, images))
 
     def segment(
         self, images: Float[Tensor, "b 1 x y z"]
@@ -184,7 +186,7 @@ class DecoupledNet(nn.Module):
         images: Float[Tensor, "b 1 x y z"],
     ) -> Float[Tensor, "b s x y z"]:
         """Log variance of each source, the task first."""
-        found: Tensor = self.heads(features, logits, images)
+        found: Tensor = self.heads(features, logits, images)[0]
         return found
 
 

@@ -8,9 +8,9 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from qsim.distributions import Streams
 from qsim.errors import InputError
@@ -43,10 +44,12 @@ from trainers.quality.losses import cross_entropy
 from trainers.quality.network import DecoupledNet
 from trainers.quality.plateau import Plateau
 from trainers.quality.recipes import Recipe
-from trainers.quality.views import Views, each_by_itself, loader
+from trainers.quality.views import Pairs, Views, each_by_itself, loader
 
 _FIRST = 24
 """Views from which heads learn how statistics of images vary."""
+_WINDOW, _PATIENCE = 50, 200
+"""Least iterations over which a loss is averaged, and after which one that no longer falls halves epsilon and rate."""
 _RISE = 20
 """Iterations over which the learning rate rises to its highest."""
 
@@ -105,12 +108,14 @@ def learning_rate(stage: StageConfig, iteration: int) -> float:
 
 
 def plateau_of(config: DecoupledConfig, stage: StageConfig) -> Plateau:
-    """The schedule of epsilon: its windows are those of 30 000 iterations, in proportion."""
+    """The schedule of epsilon: its windows are those of 30 000 iterations, in proportion, but not so short that the
+    noise of the loss alone looks like a plateau.
+    """
     return Plateau(
         epsilon=config.epsilon,
         lr=stage.lr,
-        window=max(1, stage.iterations // 300),
-        patience=max(1, stage.iterations // 60),
+        window=max(_WINDOW, stage.iterations // 300),
+        patience=max(_PATIENCE, stage.iterations // 60),
     )
 
 
@@ -125,6 +130,151 @@ def load_net(path: Path, config: DecoupledConfig, sources: tuple[str, ...], devi
     net.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     net.eval()
     return net.requires_grad_(False)
+
+
+@dataclass(slots=True)
+class _Training:
+    """A stage under way.
+
+    Attributes:
+        recipe: what it learns; it holds the config of the cascade.
+        views: what it learns from.
+        validation: clean blocks of other anatomies.
+        out: its folder.
+        device: where it runs.
+        described: what its network on disk says of itself.
+        teachers: networks of the stages that it needs, frozen.
+        net: what is trained.
+        learned: the weights that move.
+        optimiser: of these.
+        plateau: the schedule of epsilon, now.
+        state: where the training stands.
+    """
+
+    recipe: Recipe
+    views: Views
+    validation: Blocks
+    out: Path
+    device: torch.device
+    described: Mapping[str, Any]
+    teachers: Mapping[str, DecoupledNet]
+    net: DecoupledNet
+    learned: Sequence[torch.nn.Parameter]
+    optimiser: torch.optim.Optimizer
+    plateau: Plateau
+    state: Progression = field(default_factory=Progression)
+
+    @property
+    def config(self) -> DecoupledConfig:
+        return self.recipe.config
+
+    @property
+    def stage(self) -> StageConfig:
+        return self.config.stage(self.recipe.name)
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the next iteration."""
+        if self.stage.schedule == "plateau":
+            return self.plateau.lr * min(1, (self.state.iteration + 1) / _RISE)
+        return learning_rate(self.stage, self.state.iteration)
+
+    @property
+    def epsilon(self) -> float:
+        """Of the loss of the next iteration."""
+        return self.plateau.epsilon if self.stage.schedule == "plateau" else self.config.epsilon
+
+    def restore(self) -> None:
+        """Go on from the checkpoint, if there is one; what has been logged since is cut off.
+
+        Raises: InputError if its data are others.
+        """
+        path = self.out / STATE
+        if path.is_file():
+            tensors, header = load_tensors(path)
+            if header["data_digest"] != self.described["data_digest"]:
+                raise InputError(f"{path}: data differ from those of the checkpoint; choose another --out")
+            restore_weights(self.net, tensors, path)
+            restore_optimiser(self.net, self.optimiser, tensors)
+            progress = header["progress"]
+            losses = (progress["losses"][0], progress["losses"][1])
+            self.state = Progression(progress["iteration"], progress["seconds"], losses, progress["metrics"])
+            self.plateau = Plateau.from_state(progress["plateau"])
+        trim_log(self.out, self.state.iteration)
+
+    def begin(self) -> None:
+        """Before the first iteration: heads that look at statistics of images learn how these vary."""
+        with precision_of(self.config, self.device):
+            self.recipe.begin(self.net, [self.views.pair(position).to(self.device) for position in range(_FIRST)])
+
+    def batches(self) -> DataLoader[Pairs]:
+        """Those that are still to come."""
+        size = self.stage.batch
+        positions = range(self.state.iteration * size, self.stage.iterations * size)
+        return loader(self.views, positions, size, self.config.data.workers)
+
+    def step(self, pairs: Pairs) -> None:
+        """One iteration.
+
+        Raises: DivergedError.
+        """
+        started = time.perf_counter()
+        state = self.state
+        torch.manual_seed(int(Streams(self.views.seed, state.iteration).rng("iteration").integers(2**62)))
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate
+        with precision_of(self.config, self.device):
+            loss = self.recipe.loss(self.net, pairs.to(self.device), self.teachers, self.epsilon)
+        value = float(loss.detach())
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.learned, 1.0)
+        if not (math.isfinite(value) and bool(torch.isfinite(norm))):
+            raise DivergedError(f"{self.out}: the loss of iteration {state.iteration} is no number; lower stages.lr")
+        self.optimiser.step()
+        self.plateau = self.plateau.after(value)
+        state.losses = state.losses[0] + value, state.losses[1] + 1
+        state.iteration += 1
+        state.seconds += time.perf_counter() - started
+
+    def report(self) -> None:
+        """Validate, log and save where the last iteration is due."""
+        state, config = self.state, self.config
+        last = state.iteration == self.stage.iterations
+        line: dict[str, Any] = {}
+        if last or state.iteration % config.validate_every == 0:
+            state.metrics = validate(self.net, self.recipe, self.validation, self.device)
+            line["validation"] = state.metrics
+        if last or state.iteration % config.log_every == 0:
+            total, count = state.losses
+            line = {
+                "loss": total / count,
+                "lr": self.optimiser.param_groups[0]["lr"],
+                "epsilon": self.plateau.epsilon,
+                "seconds": round(state.seconds, 3),
+                **line,
+            }
+            state.losses = (0.0, 0)
+        if line:
+            with (self.out / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"iteration": state.iteration, **line}) + "\n")
+        if last or state.iteration % config.checkpoint_every == 0:
+            self._save(last)
+
+    def _save(self, last: bool) -> None:
+        """The checkpoint, and after the last iteration the network."""
+        progress = {
+            "iteration": self.state.iteration,
+            "seconds": self.state.seconds,
+            "losses": list(self.state.losses),
+            "metrics": self.state.metrics,
+            "plateau": self.plateau.state(),
+        }
+        header = {**self.described, "progress": progress}
+        if last:
+            weights = {f"net/{key}": each for key, each in self.net.state_dict().items()}
+            save_tensors(self.out / MODEL, weights, header)
+        save_tensors(self.out / STATE, training_tensors(self.net, self.optimiser), header)
 
 
 def train_stage(
@@ -153,9 +303,25 @@ def _train(
     out = folder / name
     if (out / MODEL).is_file():
         return out / MODEL
-    recipe, stage = Recipe(name, config), config.stage(name)
     out.mkdir(parents=True, exist_ok=True)
-    described = describe(config, name, anatomies, recipe.sources)
+    training = _training(config, name, anatomies, folder, device)
+    training.restore()
+    if training.state.iteration == 0:
+        training.begin()
+    training.net.train()
+    with Bar(console, training.stage.iterations, True) as bar:
+        for pairs in training.batches():
+            training.step(pairs)
+            bar.update(training.state)
+            training.report()
+    return out / MODEL
+
+
+def _training(
+    config: DecoupledConfig, name: str, anatomies: Anatomies, folder: Path, device: torch.device
+) -> _Training:
+    """A stage before its first iteration."""
+    recipe = Recipe(name, config)
     teachers = {
         needed: load_net(folder / needed / MODEL, config, Recipe(needed, config).sources, device)
         for needed in recipe.needs
@@ -170,109 +336,20 @@ def _train(
     learned = recipe.learning(net)
     for weight in learned:
         weight.requires_grad_(True)
-    optimiser = torch.optim.Adam(learned, lr=stage.lr)
-    state, plateau = Progression(), plateau_of(config, stage)
-    if (out / STATE).is_file():
-        state, plateau = _restore(out, net, optimiser, described)
-    # what a stage that was stopped has logged since its checkpoint
-    trim_log(out, state.iteration)
-
-    views = Views(anatomies.train, config, seed, recipe.present)
-    if state.iteration == 0:
-        with precision_of(config, device):
-            recipe.begin(net, [views.pair(position).to(device) for position in range(_FIRST)])
-    positions = range(state.iteration * stage.batch, stage.iterations * stage.batch)
-    batches = loader(views, positions, stage.batch, config.data.workers)
-    net.train()
-    with Bar(console, stage.iterations, True) as bar:
-        for pairs in batches:
-            started = time.perf_counter()
-            torch.manual_seed(int(Streams(seed, state.iteration).rng("iteration").integers(2**62)))
-            plain = stage.schedule != "plateau"
-            rate = (
-                learning_rate(stage, state.iteration) if plain else plateau.lr * min(1, (state.iteration + 1) / _RISE)
-            )
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            with precision_of(config, device):
-                loss = recipe.loss(net, pairs.to(device), teachers, config.epsilon if plain else plateau.epsilon)
-            value = float(loss.detach())
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(learned, 1.0)
-            if not (math.isfinite(value) and bool(torch.isfinite(norm))):
-                raise DivergedError(f"{out}: the loss of iteration {state.iteration} is no number; lower stages.lr")
-            optimiser.step()
-            plateau = plateau.after(value)
-            state.losses = state.losses[0] + value, state.losses[1] + 1
-            state.iteration += 1
-            state.seconds += time.perf_counter() - started
-            bar.update(state)
-            _report(config, stage, out, recipe, net, optimiser, state, plateau, rate, anatomies, described, device)
-    return out / MODEL
-
-
-def _restore(
-    out: Path, net: DecoupledNet, optimiser: torch.optim.Optimizer, described: Mapping[str, Any]
-) -> tuple[Progression, Plateau]:
-    tensors, header = load_tensors(out / STATE)
-    if header["data_digest"] != described["data_digest"]:
-        raise InputError(f"{out / STATE}: data differ from those of the checkpoint; choose another --out")
-    restore_weights(net, tensors, out / STATE)
-    restore_optimiser(net, optimiser, tensors)
-    progress = header["progress"]
-    losses = (progress["losses"][0], progress["losses"][1])
-    return (
-        Progression(progress["iteration"], progress["seconds"], losses, progress["metrics"]),
-        Plateau.from_state(progress["plateau"]),
+    stage = config.stage(name)
+    return _Training(
+        recipe=recipe,
+        views=Views(anatomies.train, config, seed, recipe.present),
+        validation=anatomies.validation,
+        out=folder / name,
+        device=device,
+        described=describe(config, name, anatomies, recipe.sources),
+        teachers=teachers,
+        net=net,
+        learned=learned,
+        optimiser=torch.optim.Adam(learned, lr=stage.lr),
+        plateau=plateau_of(config, stage),
     )
-
-
-def _report(
-    config: DecoupledConfig,
-    stage: StageConfig,
-    out: Path,
-    recipe: Recipe,
-    net: DecoupledNet,
-    optimiser: torch.optim.Optimizer,
-    state: Progression,
-    plateau: Plateau,
-    rate: float,
-    anatomies: Anatomies,
-    described: Mapping[str, Any],
-    device: torch.device,
-) -> None:
-    """Log, validate and save where this iteration is due."""
-    last = state.iteration == stage.iterations
-    line: dict[str, Any] = {}
-    if last or state.iteration % config.validate_every == 0:
-        state.metrics = validate(net, recipe, anatomies.validation, device)
-        line["validation"] = state.metrics
-    if last or state.iteration % config.log_every == 0:
-        total, count = state.losses
-        line = {
-            "loss": total / count,
-            "lr": rate,
-            "epsilon": plateau.epsilon,
-            "seconds": round(state.seconds, 3),
-            **line,
-        }
-        state.losses = (0.0, 0)
-    if line:
-        with (out / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"iteration": state.iteration, **line}) + "\n")
-    if last or state.iteration % config.checkpoint_every == 0:
-        progress = {
-            "iteration": state.iteration,
-            "seconds": state.seconds,
-            "losses": list(state.losses),
-            "metrics": state.metrics,
-            "plateau": plateau.state(),
-        }
-        if last:
-            weights = {f"net/{key}": each for key, each in net.state_dict().items()}
-            save_tensors(out / MODEL, weights, {**described, "progress": progress})
-        save_tensors(out / STATE, training_tensors(net, optimiser), {**described, "progress": progress})
 
 
 @torch.no_grad()

@@ -1,11 +1,15 @@
 """A network of image quality on a whole volume, window by window.
 
-    volume -> windows of the training's patch, half overlapping -> logits, exp(log variances) -> Gaussian-weighted mean
+    volume -> windows of the training's patch, half overlapping -> logits, variances without the image's part
+           -> Gaussian-weighted mean of either;    variances x exp(the image's part, one for the volume)
 
 The mean is that of variances, not of log variances: what adds up to the total variance of a voxel, and is averaged over
 an image, is the variance. Windows near their border see less of the surroundings, so they count less there (SD of the
 weights: an eighth of the window). A volume smaller than the window is padded with zeros, and the answer is cropped.
 Every window is computed, those of air too: what a network says of air is part of its answer.
+
+What heads say of the image as a whole is said of the volume: its log is averaged over the windows, weighted by how much
+of a window is above a tenth of the brightness (all alike where none is), and windows leave no edges in the maps.
 """
 
 from collections.abc import Callable
@@ -16,6 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Progress = Callable[[int, int], None]
+# voxels above this are something, in images divided by their `intensity_scale` [1]
+_SOMETHING = 0.1
 
 
 def count_windows(space: tuple[int, ...], patch: tuple[int, ...], overlap: float) -> int:
@@ -39,7 +45,7 @@ def by_windows(
     """Logits and variances of a volume of any size, on the CPU.
 
     Args:
-        net: gives an answer with `logits` (b, k, x, y, z) and `log_variance` (b, s, x, y, z).
+        net: gives an answer with `logits` (b, k, x, y, z), `log_variance` (b, s, x, y, z) and `of_image` (b, s).
         image: scaled [units of the training].
         patch: size of a window.
         overlap: of neighbouring windows, 0 to below 1 [part of the window].
@@ -50,6 +56,8 @@ def by_windows(
 
     space = (int(image.shape[0]), int(image.shape[1]), int(image.shape[2]))
     total, done, classes = count_windows(space, patch, overlap), 0, 0
+    of_image: list[Tensor] = []
+    something: list[Tensor] = []
 
     def answer(window: Tensor) -> Tensor:
         nonlocal done, classes
@@ -58,8 +66,12 @@ def by_windows(
         done += int(window.shape[0])
         if progress is not None:
             progress(done, total)
+        whole = found.of_image.float()
+        of_image.append(whole.cpu())
+        something.append((window > _SOMETHING).flatten(1).float().mean(1).cpu())
+        by_voxel = (found.log_variance.float() - whole[:, :, None, None, None]).exp()
         # one tensor, and a new one: the weights are multiplied into it in place
-        return torch.cat((found.logits.float(), found.log_variance.float().exp()), dim=1)
+        return torch.cat((found.logits.float(), by_voxel), dim=1)
 
     with torch.no_grad():
         both = sliding_window_inference(
@@ -73,4 +85,10 @@ def by_windows(
             device=torch.device("cpu"),
         )
     assert isinstance(both, Tensor)
-    return both[0, :classes], both[0, classes:]
+    return both[0, :classes], both[0, classes:] * _mean(torch.cat(of_image), torch.cat(something)).exp()
+
+
+def _mean(of_image: Float[Tensor, "w s"], something: Float[Tensor, " w"]) -> Float[Tensor, "s 1 1 1"]:
+    """Weighted mean over the windows."""
+    weights = something if bool(something.any()) else torch.ones_like(something)
+    return ((of_image * weights[:, None]).sum(0) / weights.sum())[:, None, None, None]
