@@ -19,6 +19,7 @@ from trainers.quality.loading import load_segmenter
 from trainers.quality.losses import cross_entropy
 from trainers.quality.network import Answer, DecoupledNet
 from trainers.quality.recipes import Recipe, asked
+from trainers.quality.shipping import ship
 from trainers.quality.stage import learning_rate, plateau_of
 from trainers.quality.views import Pairs
 
@@ -78,6 +79,28 @@ def test_the_file_segments_and_says_where_it_comes_from(qsim_run):
     assert str(qsim_run) not in json.dumps(header)
     with pytest.raises(InputError, match="qsim segment"):
         load_estimator(qsim_run)
+
+
+def test_a_shipped_network_answers_as_its_run_and_knows_no_machine(qsim_run, tmp_path):
+    made_by = "configs/shaw2021/train_gm_quality.yaml"
+    with pytest.raises(InputError, match=r"lower-case words"):
+        ship(qsim_run, "GM", tmp_path, made_by=made_by)
+    with pytest.raises(InputError, match="is not calibrated; ship the run itself"):
+        ship(qsim_run / "stages" / "heads", "gm-tiny", tmp_path, made_by=made_by)
+    assert not list(tmp_path.iterdir())
+    file, card = ship(qsim_run, "gm-tiny", tmp_path, made_by=made_by, results="Dice 0.9.", limits="- No tumours.")
+    with pytest.raises(InputError, match=r"gm-tiny\.safetensors: exists already"):
+        ship(qsim_run, "gm-tiny", tmp_path, made_by=made_by)
+    shipped, run = load_segmenter(file), load_segmenter(qsim_run)
+    image = torch.rand(18, 20, 22, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(shipped(image).logits, run(image).logits)
+    assert (shipped.name, shipped.calibration) == ("gm-tiny", run.calibration)
+    tensors, header = load_tensors(file)
+    assert str(tmp_path.parent) not in json.dumps(header)
+    text = card.read_text()
+    for said in ("Segments gm", "noise, spike", "Dice 0.9.", "- No tumours.", "--model gm-tiny", made_by):
+        assert said in text
+    assert f"{sum(each.numel() for each in tensors.values()):,}".replace(",", " ") in text
 
 
 def test_a_stopped_stage_goes_on_to_the_bit(qsim_run, tmp_path, monkeypatch):

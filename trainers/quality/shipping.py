@@ -1,0 +1,134 @@
+"""Giving a trained network of image quality away: the file and the card of a shipped network.
+
+    from trainers.quality.shipping import ship
+    ship("runs/gm_quality", "gm-quality", Path("trainers/shipped"), made_by="configs/shaw2021/train_gm_quality.yaml",
+         results="...", limits="...")
+
+The file holds the weights, the calibration and what the training said of itself, but no folder of the machine that it
+ran on. The card beside it is filled from the same header; what was measured is for the author to say.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qsim.errors import InputError
+from trainers.checkpoint import load_tensors, save_tensors, write_text
+from trainers.infer import find_network
+from trainers.quality.config import TASK, DecoupledConfig
+from trainers.quality.loading import config_of
+
+
+def ship(
+    run: str | Path, name: str, folder: Path, *, made_by: str, results: str = "", limits: str = ""
+) -> tuple[Path, Path]:
+    """Write `<name>.safetensors` and its card `<name>.md`.
+
+    Args:
+        run: folder or file of the trained cascade.
+        name: that `qsim segment --model` shall know.
+        folder: `trainers/shipped` of this package; it must be there.
+        made_by: config of the training, as its path in this project.
+        results: what was measured, as Markdown.
+        limits: what the network cannot do, as a Markdown list.
+    Returns: both files.
+
+    Raises: InputError if the run is no such network, is not calibrated, or files of that name are there.
+    """
+    if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise InputError(f"name: wanted lower-case words and numbers joined by -, as gm-quality, got {name!r}")
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is no folder; make it, or name that of the shipped networks")
+    files = folder / f"{name}.safetensors", folder / f"{name}.md"
+    for file in files:
+        if file.exists():
+            raise InputError(f"{file}: exists already; remove it first, or take another name")
+    path = find_network(run)
+    tensors, header = load_tensors(path)
+    config = config_of(header, path)
+    if not header.get("calibration"):
+        raise InputError(f"{path}: is not calibrated; ship the run itself, not the network of a stage")
+    weights = {key: tensor for key, tensor in tensors.items() if key.startswith("net/")}
+    kept = {key: _without_places(each) for key, each in header.items() if key not in ("format", "version")}
+    # the card first: what it cannot say must not leave a network without one
+    card = _card(name, made_by, config, kept, sum(each.numel() for each in weights.values()), results, limits)
+    save_tensors(files[0], weights, kept)
+    write_text(files[1], card)
+    return files
+
+
+def _without_places(said: Any) -> Any:
+    """The same, with the last part of every path from the root of a file system."""
+    if isinstance(said, Mapping):
+        return {key: _without_places(each) for key, each in said.items()}
+    if isinstance(said, list | tuple):
+        return [_without_places(each) for each in said]
+    if isinstance(said, str) and Path(said).is_absolute():
+        return Path(said).name
+    return said
+
+
+def _card(
+    name: str,
+    made_by: str,
+    config: DecoupledConfig,
+    header: Mapping[str, Any],
+    weights: int,
+    results: str,
+    limits: str,
+) -> str:
+    target, spacing = " and ".join(config.data.target), header["spacing_mm"]
+    sources = ", ".join(source for source in header["sources"] if source != TASK)
+    stages = ", ".join(
+        f"{stage} {config.stage(stage).iterations} x {config.stage(stage).batch}" for stage in config.stage_names
+    )
+    calibration, volume = header["calibration"], header["calibration"].get("volume", {})
+    level = volume.get("level")
+    bars = f"the {100 * level:.0f} % interval of the volume of {config.data.target[0]}" if level else "no volume"
+    size, count = " x ".join(f"{each:g}" for each in spacing), f"{weights:,}".replace(",", " ")
+    does = (
+        f"Segments {target} in T1-weighted images of the brain, and says by variances how good the image is for that "
+        f"and what spoils it: task, {sources}."
+    )
+    use = (
+        f"`qsim segment T1W.nii.gz --model {name} --out DIR` writes labels, probabilities, a variance map of each "
+        "source, and the volume with its error bar; an image of another voxel size is resampled, and the command says so."
+    )
+    data = (
+        f"Simulated by this project's forward operators alone: {len(header['anatomies'])} anatomies "
+        f"({_kinds(header['anatomies'])}), MPRAGE of several inversion times, Rician noise; "
+        f"{100 * config.corrupted:.0f} % of the images with artefacts. Calibrated on {calibration['images']} images of "
+        f"{calibration['anatomies']} other anatomies: usual variances of clean images, {bars}."
+    )
+    window = " x ".join(map(str, config.patch))
+    return f"""# {name}
+
+{does}
+`decoupled_unet` (docs/quality.md), {count} weights, recipe `{config.recipe}`, voxels of {size} mm, windows of {window}.
+
+{use}
+
+## Data
+{data}
+
+## Training
+`qsim train {made_by}` (iterations x images: {stages}).
+
+## Results
+{results.strip() or "Not measured yet."}
+
+## Limits
+{limits.strip() or "- Simulated data only."}
+- Not for clinical use.
+"""
+
+
+def _kinds(anatomies: list[str]) -> str:
+    """How many anatomies of each data set."""
+    counts: dict[str, int] = {}
+    for each in anatomies:
+        kind = each.rpartition(".")[0]
+        counts[kind] = counts.get(kind, 0) + 1
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
