@@ -94,7 +94,7 @@ def _card(
     )
     use = (
         f"`qsim segment T1W.nii.gz --model {name} --out DIR` writes labels, probabilities, a variance map of each "
-        "source, and the volume with its error bar; an image of another voxel size is resampled, and the command says so."
+        "source, and the volume with its error bar; an image of another voxel size is resampled, which is said."
     )
     data = (
         f"Simulated by this project's forward operators alone: {len(header['anatomies'])} anatomies "
