@@ -161,6 +161,11 @@ def test_absent_anatomies_leave_no_folder(tmp_path):
     with pytest.raises(InputError, match=r"data.train\[0\].generate: phantom.path: .*nowhere does not exist"):
         train_cascade(tiny("qsim", data=data), tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()
+    large = {**GENERATE, "patch": [300, 16, 16]}
+    data = {"train": [{"generate": GENERATE}, {"generate": large}], "validation": [{"generate": GENERATE}]}
+    with pytest.raises(InputError, match=r"data.train\[1\].generate: patch: 300 x 16 x 16 is larger than the anatomy"):
+        train_cascade(tiny("qsim", data=data), tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run").exists()
 
 
 class Told(DecoupledNet):

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from generators.sample import scene
+from qsim.distributions import Streams
 from qsim.errors import InputError
 from trainers.checkpoint import MODEL, check_claim, claim, load_tensors, save_tensors
 from trainers.quality.blocks import make_stores, read_blocks
@@ -121,7 +122,8 @@ def _check_anatomies(config: DecoupledConfig) -> None:
         for number, each in enumerate(getattr(config.data, field)):
             if each.generate is not None:
                 try:
-                    scene(each.generate)
+                    # a block that does not fit into the anatomy is found here too
+                    scene(each.generate).phantom.crop(each.generate.patch, Streams(config.seed, number).rng("check"))
                 except InputError as error:
                     raise InputError(f"data.{field}[{number}].generate: {error}") from None
 
