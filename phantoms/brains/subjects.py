@@ -72,7 +72,8 @@ class Parting:
         return tuple(range(first, end))
 
     def slabs(self, slice_axis: int) -> dict[Split, tuple[Slab, ...]]:
-        """First slice and the one after the last of every slab of a single subject; a single slice is test only.
+        """First slice and the one after the last of every slab of a single subject; a single slice is test only, and a
+        share of 0 or 1 leaves the subject whole.
 
         Raises: InputError if there are several: these are split by subject.
         """
@@ -83,6 +84,9 @@ class Parting:
         n_slices = volume.shape[1 + slice_axis]
         if n_slices == 1:
             return {"train": (), "test": ((0, 1),)}
+        if self.test_share in (0, 1):
+            whole: tuple[Slab, ...] = ((0, n_slices),)
+            return {"train": whole, "test": ()} if self.test_share == 0 else {"train": (), "test": whole}
         if 1 in volume.shape[1:]:
             flat = volume.shape[1:].index(1)
             raise InputError(f"slice_axis: {self.names[0]} is one slice across axis {flat}, got {slice_axis}")
@@ -95,6 +99,8 @@ class Parting:
             train, test = (", ".join(part) or "none" for part in parts)
             return f"train subjects {train}; test subjects {test}"
         slabs = self.slabs(slice_axis)
+        if self.test_share in (0, 1):
+            return f"{self.names[0]}, {'train' if slabs['train'] else 'test'} only"
         if not slabs["train"]:
             return f"{self.names[0]}, one slice, test only"
         return f"{self.names[0]}, {say_slabs(slabs, slice_axis, self.gap)}"
@@ -110,6 +116,10 @@ class Parting:
         if len(self.names) == 1:
             ids: tuple[int, ...] = (0,)
             slabs: tuple[tuple[Slab, ...], ...] = (self.slabs(slice_axis)[split],)
+            if not slabs[0] and self.test_share in (0, 1):
+                raise InputError(
+                    f"phantom.test_share: {self.test_share:g} leaves nothing of {self.names[0]} for split: {split}"
+                )
             if not slabs[0]:
                 raise InputError(
                     f"{self.field}: {self.names[0]} is one slice, which cannot be split into train and test; ask for "
@@ -146,7 +156,7 @@ def check_parting(test_subjects: int, test_share: float, gap: int) -> None:
     """
     if test_subjects < 0:
         raise ValueError(f"test_subjects must be at least 0, got {test_subjects}")
-    if not 0 < test_share < 1:
+    if not 0 <= test_share <= 1:
         raise ValueError(f"test_share must lie between 0 and 1, got {test_share}")
     if gap < 0:
         raise ValueError(f"gap must be at least 0 slices, got {gap}")

@@ -295,6 +295,13 @@ def test_folders_may_keep_train_and_test_apart(tmp_path):
     assert "train subjects none; test subjects a.nii.gz" in all_test.describe(2)
     all_train = BrainWeb(path=paths, test_subjects=0)
     assert all_train.load("train", 2).ids == (0, 1, 2)
+    alone = BrainWeb(path=paths[0], test_share=1.0)
+    assert alone.slabs(2) == {"train": (), "test": ((0, 40),)}
+    assert alone.load("test", 2).slabs == (((0, 40),),)
+    assert alone.describe(2).endswith("a.nii.gz, test only")
+    with pytest.raises(InputError, match=r"phantom\.test_share: 1 leaves nothing of a\.nii\.gz for split: train"):
+        alone.load("train", 2)
+    assert replace(alone, test_share=0.0).slabs(0) == {"train": ((0, 12),), "test": ()}
     both = BrainWeb(path=paths)
     assert (both.files_of("train"), both.files_of("test")) == (both.files()[:2], both.files()[2:])
 
@@ -309,7 +316,7 @@ def test_folders_may_keep_train_and_test_apart(tmp_path):
         ({"labels": {-1: "gm"}}, "labels"),
         ({"block": 0}, "block"),
         ({"test_subjects": -1}, "test_subjects"),
-        ({"test_share": 0.0}, "test_share"),
+        ({"test_share": 1.1}, "test_share"),
         ({"gap": -1}, "gap"),
     ],
 )

@@ -26,7 +26,7 @@ def stream(seed=0):
 
 
 def build(seed=0, sources=SOURCES, classes=2, **options):
-    return DecoupledUNet(**{"features": SMALL} | options).build(classes, sources, stream(seed))
+    return DecoupledUNet(**{"features": SMALL} | options).build(classes, sources, stream(seed)).eval()
 
 
 def images(*size, seed=7, count=2):
@@ -157,13 +157,31 @@ def test_the_body_is_normalised_by_each_image_and_the_raw_branch_not_at_all():
 
 
 @pytest.mark.parametrize("heads", ["plain", "context"])
-def test_training_and_use_agree(heads):
+def test_training_and_use_agree_but_for_what_is_left_out_of_the_whole(heads):
     net = stirred(build(heads=heads, dropout=0.0))
     x = images(8, 8, 12)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(1)
+        trained, used, other = net.train()(x), net.eval()(x), net.train()(x)
+    for each in (trained, other):
+        assert torch.equal(each.logits, used.logits)
+        assert torch.equal(each.log_variance[:, 0], used.log_variance[:, 0])
+    if heads == "plain":
+        assert torch.equal(trained.log_variance, used.log_variance)
+    else:
+        assert not torch.equal(trained.of_image, other.of_image)
+    # Monte Carlo dropout draws segmentations, and leaves nothing out here
+    with pytest.raises(InputError, match="dropout: the network has none"):
+        monte_carlo(net)
+
+
+def test_what_the_image_adds_is_bounded():
+    net = build()
     with torch.no_grad():
-        trained, used = net.train()(x), net.eval()(x)
-    assert torch.equal(trained.logits, used.logits)
-    assert torch.equal(trained.log_variance, used.log_variance)
+        net.heads.of_whole.weight.fill_(1e4)
+        said = net(images(8, 8, 8)).of_image
+    assert not said[:, 0].any()
+    assert said[:, 1:].abs().max() == pytest.approx(3.0)
 
 
 def test_the_image_as_a_whole_moves_all_voxels_alike():

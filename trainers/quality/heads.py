@@ -21,6 +21,10 @@ _OF_SOFTMAX = 2
 # hidden units for a voxel, and for the whole image
 _HIDDEN, _WHOLE = 16, 64
 _SLOPE = 0.01
+# share of the statistics and of their units that a step of the training leaves out
+_LEFT_OUT = 0.2
+# largest log that the image as a whole adds
+_MOST = 3.0
 # added to a variance before its log, so that a flat channel has one
 _FLAT = 1e-6
 # SDs from the mean beyond which a statistic hardly counts more
@@ -100,12 +104,14 @@ class ContextHeads(nn.Module):
         raw branch   image, 3 x 3 x 3 to 8 channels; then with stride 2 to 16, to 24, to 32
         seen         features, logits, their softmax entropy, and the probability of any class but the background
         image        mean and log SD of seen and of all raw channels over the image, and of seen and the finest raw
-                     channels over the target, which that probability weights; standardised; 2 x 64 units
+                     channels over the target, which that probability weights; standardised; 2 x 64 units; at most +- 3
         voxel        seen, 8 raw channels, 8 of the raw 24 upsampled; 16 hidden units
         answer       bounds(one map per head from the voxel + one number per artefact from the image)
 
     with leaky ReLU between layers. The raw branch has no normalisation: the instance norm of the segmentation divides
-    by the very SD that tells noise, spikes and blur apart. Wrap and motion have no local look of their own; that
+    by the very SD that tells noise, spikes and blur apart. A fifth of the statistics and of the units that weigh them are
+    left out at random in training, so that no few of them decide; with the bound of what they say this keeps images of
+    another kind than those of the training from answers without measure. Wrap and motion have no local look of their own; that
     replicas or ringing are there is told by coarse scales and by the image as a whole.
 
     Args:
@@ -152,9 +158,9 @@ class ContextHeads(nn.Module):
             raw = self._raw(images.float())
             seen = _seen(features.float(), logits.float())
             told = _WIDE * torch.tanh((self._told(seen, raw) - self.centre) / (_WIDE * self.scale))
-            whole = functional.leaky_relu(self.whole(told), _SLOPE)
-            whole = functional.leaky_relu(self.whole_again(whole), _SLOPE)
-            artefacts = self.of_whole(whole)
+            whole = functional.leaky_relu(self.whole(self._thinned(told)), _SLOPE)
+            whole = functional.leaky_relu(self.whole_again(self._thinned(whole)), _SLOPE)
+            artefacts = _MOST * torch.tanh(self.of_whole(whole) / _MOST)
             # the task is as hard as the voxel's surroundings say, whatever became of the image
             image = torch.cat((torch.zeros_like(artefacts[:, :1]), artefacts), 1)
 
@@ -180,6 +186,10 @@ class ContextHeads(nn.Module):
         )
         self.centre.copy_(found.mean(0))
         self.scale.copy_(found.std(0).clamp(min=_LEAST_SD))
+
+    def _thinned(self, units: Float[Tensor, "b u"]) -> Float[Tensor, "b u"]:
+        """Some left out in training, the others raised; no module, as it is no Monte Carlo dropout."""
+        return functional.dropout(units, _LEFT_OUT, self.training)
 
     def _told(self, seen: Float[Tensor, "b s x y z"], raw: Sequence[Tensor]) -> Float[Tensor, "b g"]:
         """What the whole image tells, not yet standardised."""
