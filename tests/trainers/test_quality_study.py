@@ -27,6 +27,7 @@ from qsim.evaluation.studies.quality_results import Seen, auc, with_twins
 from qsim.kspace import KSpaceNoise
 from trainers import cli
 from trainers.checkpoint import save_tensors
+from trainers.quality.config import BlockData
 from trainers.quality.segmenter import Segmentation, Segmenter
 from trainers.studies import quality_models
 from trainers.studies.block_runner import Command
@@ -439,3 +440,30 @@ def test_the_command_runs_it(loaded, tmp_path, monkeypatch):
         jaxtyping.config.update("jaxtyping_disable", False)
     # one anatomy: correlations without intervals, and the page says so
     assert "One anatomy" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_folders_keep_anatomies_apart(tmp_path):
+    """Train and test in folders of their own share no file; one folder in two ways of splitting may."""
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        for subject in range(2):
+            labels = np.random.default_rng(subject).integers(0, 4, (12, 12, 12)).astype(np.uint8)
+            nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), tmp_path / part / f"{subject}.nii.gz")
+
+    def data(part, split, test_subjects, shared=False):
+        path = [str(tmp_path / each) for each in ("train", "test")] if shared else str(tmp_path / part)
+        brains = {"kind": "brainweb", "path": path, "labels": "vessel-gm-wm", "test_subjects": test_subjects}
+        return {"generate": {**HEADS, "split": split, "phantom": {**BALLS, "phantom": brains}}}
+
+    def shared(trained, judged):
+        return quality_models._of_pair(trained, BlockData.model_validate(judged))
+
+    everyone = data("train", "train", 0)
+    assert shared(everyone, data("test", "test", 2)) == ""
+    assert shared(everyone, data("train", "test", 2)) == "may have been trained on"
+    # the same four files, of which the last three are test: one of them is in the folder of the training
+    assert shared(everyone, data("", "test", 3, shared=True)) == "may have been trained on"
+    assert shared(everyone, data("", "test", 2, shared=True)) == ""
+    # files that are no longer there tell nothing
+    (tmp_path / "train").rename(tmp_path / "moved")
+    assert shared(everyone, data("test", "test", 2)) == "may have been trained on"

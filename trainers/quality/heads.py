@@ -109,10 +109,11 @@ class ContextHeads(nn.Module):
         answer       bounds(one map per head from the voxel + one number per artefact from the image)
 
     with leaky ReLU between layers. The raw branch has no normalisation: the instance norm of the segmentation divides
-    by the very SD that tells noise, spikes and blur apart. A fifth of the statistics and of the units that weigh them are
-    left out at random in training, so that no few of them decide; with the bound of what they say this keeps images of
-    another kind than those of the training from answers without measure. Wrap and motion have no local look of their own; that
+    by the very SD that tells noise, spikes and blur apart. Wrap and motion have no local look of their own; that
     replicas or ringing are there is told by coarse scales and by the image as a whole.
+
+    A fifth of the statistics and of the units that weigh them is left out at random in training, so that no few of them
+    decide; this and the bound of what they say keep images unlike those of the training from answers without measure.
 
     Args:
         features: channels of the decoder.
