@@ -7,7 +7,6 @@ one is shown where both are there). What stands between `<!-- table: STUDY KIND 
 the table; where the study is missing or unfinished the page is left as it is there, and a line says so.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from results_page import fill, finished, folders, table
+from results_page import command, finished, folders, table
 
 from qsim.errors import InputError
 from qsim.evaluation.pages.cohort_published import (
@@ -308,25 +307,12 @@ TABLES: dict[str, Callable[[Study], str]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", type=Path)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    if not given.studies.is_dir():
-        raise InputError(f"{given.studies}: is no folder; name the one that holds the studies")
+    command(__doc__, PAGE, TABLES, _of)
 
-    def made(name: str, kind: str) -> str | None:
-        if kind not in TABLES:
-            raise InputError(f"{given.page}: there is no table {kind!r}, wanted one of {', '.join(TABLES)}")
-        study = next((found for each in folders(given.studies, name) if (found := read(each)) is not None), None)
-        return None if study is None else TABLES[kind](study)
 
-    text, found = fill(given.page.read_text(encoding="utf-8"), made)
-    for name, _, there in found:
-        if not there:
-            print(f"{name}: missing or unfinished, left as it is", file=sys.stderr)
-    (given.out or given.page).write_text(text, encoding="utf-8")
+def _of(studies: Path, name: str) -> Study | None:
+    """The full study where it is finished, else the small one."""
+    return next((found for each in folders(studies, name) if (found := read(each)) is not None), None)
 
 
 if __name__ == "__main__":

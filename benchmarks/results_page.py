@@ -1,14 +1,18 @@
 """Pages of results, whose tables stand between marks: what the scripts that fill them share."""
 
+import argparse
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from qsim.errors import InputError
 from qsim.evaluation.table import ALL, Row, read_csv
 
 MARK = re.compile(r"(<!-- table: (\S+) (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+Study = TypeVar("Study")
 # of a study that was run in both sizes the full one is shown
 _SIZES = ("full", "small")
 
@@ -52,3 +56,38 @@ def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Markdown."""
     rows = [heads, ["---"] * len(heads), *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def command(
+    text: str | None,
+    page: Path,
+    tables: Mapping[str, Callable[[Study], str]],
+    read: Callable[[Path, str], Study | None],
+) -> None:
+    """The command line of a script that fills a page: STUDIES [--page PAGE] [--out PAGE].
+
+    Args:
+        text: of its help.
+        page: that is filled if none is named.
+        tables: by kind, what makes it of a study.
+        read: the study of a name below a folder; None: it is missing or unfinished, and said to be.
+    Raises: InputError if there is no folder of studies, or the page asks for a table that there is not.
+    """
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", type=Path)
+    parser.add_argument("--page", type=Path, default=page)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    if not given.studies.is_dir():
+        raise InputError(f"{given.studies}: is no folder; name the one that holds the studies")
+
+    def made(name: str, kind: str) -> str | None:
+        if kind not in tables:
+            raise InputError(f"{given.page}: there is no table {kind!r}, wanted one of {', '.join(tables)}")
+        study = read(given.studies, name)
+        return None if study is None else tables[kind](study)
+
+    filled, found = fill(given.page.read_text(encoding="utf-8"), made)
+    for name in dict.fromkeys(name for name, _, there in found if not there):
+        print(f"{name}: missing or unfinished, left as it is", file=sys.stderr)
+    (given.out or given.page).write_text(filled, encoding="utf-8")

@@ -7,7 +7,6 @@ data, so that each has its own tables). What stands between `<!-- table: STUDY K
 by the table; where the study is missing or unfinished the page is left as it is there, and a line says so.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from results_page import fill, finished, table
+from results_page import command, finished, table
 
 from qsim.errors import InputError
 from qsim.evaluation.pages.quality_figures import WORDS
@@ -244,24 +243,7 @@ TABLES: dict[str, Callable[[Study], str]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", type=Path)
-    parser.add_argument("--page", type=Path, default=PAGE)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    if not given.studies.is_dir():
-        raise InputError(f"{given.studies}: is no folder; name the one that holds the studies")
-
-    def made(name: str, kind: str) -> str | None:
-        if kind not in TABLES:
-            raise InputError(f"{given.page}: there is no table {kind!r}, wanted one of {', '.join(TABLES)}")
-        study = read(given.studies / name)
-        return None if study is None else TABLES[kind](study)
-
-    text, found = fill(given.page.read_text(encoding="utf-8"), made)
-    for name in dict.fromkeys(name for name, _, there in found if not there):
-        print(f"{name}: missing or unfinished, left as it is", file=sys.stderr)
-    (given.out or given.page).write_text(text, encoding="utf-8")
+    command(__doc__, PAGE, TABLES, lambda studies, name: read(studies / name))
 
 
 if __name__ == "__main__":
