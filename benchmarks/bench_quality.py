@@ -28,6 +28,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from math import pi
 from pathlib import Path
 from typing import Any
@@ -302,7 +303,7 @@ def bench_views(config: DecoupledConfig, made: Blocks, positions: int) -> None:
                 stack.enter_context(watch.timed(owner, attribute, name))
             for position in range(1, positions + 1):
                 with watch.stage("the rest"):
-                    whole.append(spent(lambda: views.pair(position)))  # noqa: B023
+                    whole.append(spent(partial(views.pair, position)))
         ms = [each.ms for each in whole]
         print(f"views of the {stage}, {BLOCK}^3, {positions} positions, CPU ms:", end=" ")
         print(f"median {statistics.median(ms):.0f},", end=" ")

@@ -80,6 +80,13 @@ class FuzzyBrain:
             raise InputError(f"phantom.fractions: {said}; give as many files of each tissue as there are subjects")
         return tuple(zip(*by_tissue.values(), strict=True))
 
+    def files_of(self, split: Split) -> tuple[Path, ...]:
+        """The files that a split opens; those of a single subject are of both.
+
+        Raises: InputError naming what does not exist, or a split without subjects.
+        """
+        return tuple(file for subject in self._parting().of_split(self.files(), split) for file in subject)
+
     def describe(self, slice_axis: int) -> str:
         """What this is and how train and test are kept apart, for reports."""
         return f"{self._what()}; {self._parting().describe(slice_axis)}"

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from phantoms.base import Slab, Split, VolumePhantom, check_slice_axis, say_slabs, split_slabs, tissue_extent
 from qsim.errors import InputError
+
+_File = TypeVar("_File")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +74,16 @@ class Parting:
             )
         return tuple(range(first, end))
 
+    def of_split(self, files: Sequence[_File], split: Split) -> tuple[_File, ...]:
+        """What a split opens of something that each subject has one of; a single subject is of both.
+
+        Raises: InputError if there is nothing.
+        """
+        return tuple(files) if len(files) == 1 else tuple(files[i] for i in self.numbers(split))
+
     def slabs(self, slice_axis: int) -> dict[Split, tuple[Slab, ...]]:
-        """First slice and the one after the last of every slab of a single subject; a single slice is test only, and a
-        share of 0 or 1 leaves the subject whole.
+        """First slice and the one after the last of every slab of a single subject; with a share
+        of 0 or 1 the subject is whole, and a single slice else is test only.
 
         Raises: InputError if there are several: these are split by subject.
         """
@@ -82,14 +92,13 @@ class Parting:
             raise InputError(f"{self.field}: several files are split by subject, not into slabs")
         volume = self.read(0, slice_axis).volume
         n_slices = volume.shape[1 + slice_axis]
-        if n_slices == 1:
-            return {"train": (), "test": ((0, 1),)}
-        if self.test_share in (0, 1):
-            whole: tuple[Slab, ...] = ((0, n_slices),)
-            return {"train": whole, "test": ()} if self.test_share == 0 else {"train": (), "test": whole}
-        if 1 in volume.shape[1:]:
+        if n_slices > 1 and 1 in volume.shape[1:]:
             flat = volume.shape[1:].index(1)
             raise InputError(f"slice_axis: {self.names[0]} is one slice across axis {flat}, got {slice_axis}")
+        if self.test_share == 0:
+            return {"train": ((0, n_slices),), "test": ()}
+        if self.test_share == 1 or n_slices == 1:
+            return {"train": (), "test": ((0, n_slices),)}
         return split_slabs(tissue_extent(volume, slice_axis), n_slices, self.test_share, self.gap)
 
     def describe(self, slice_axis: int) -> str:
@@ -100,7 +109,7 @@ class Parting:
             return f"train subjects {train}; test subjects {test}"
         slabs = self.slabs(slice_axis)
         if self.test_share in (0, 1):
-            return f"{self.names[0]}, {'train' if slabs['train'] else 'test'} only"
+            return f"{self.names[0]}, {'test' if self.test_share else 'train'} only"
         if not slabs["train"]:
             return f"{self.names[0]}, one slice, test only"
         return f"{self.names[0]}, {say_slabs(slabs, slice_axis, self.gap)}"

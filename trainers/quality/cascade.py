@@ -55,11 +55,11 @@ def train_cascade(
     _one_thread()
     devices = _devices(device)
     check_claim(out, config, resume)
-    _check_anatomies(config)
-    claim(out, config, resume)
     if (out / MODEL).is_file():
         console.print(f"{out}: nothing left to do")
         return out / MODEL
+    _check_anatomies(config)
+    claim(out, config, resume)
     (out / DATA).mkdir(exist_ok=True)
     train = make_stores(config.data.train, out / DATA, "data.train", workers, console)
     validation = make_stores(config.data.validation, out / DATA, "data.validation", workers, console)

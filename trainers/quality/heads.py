@@ -21,8 +21,8 @@ _OF_SOFTMAX = 2
 # hidden units for a voxel, and for the whole image
 _HIDDEN, _WHOLE = 16, 64
 _SLOPE = 0.01
-# share of the statistics and of their units that a step of the training leaves out
-_LEFT_OUT = 0.2
+# dropout of the statistics and of the units that weigh them
+_DROPOUT = 0.2
 # largest log that the image as a whole adds
 _MOST = 3.0
 # added to a variance before its log, so that a flat channel has one
@@ -112,8 +112,9 @@ class ContextHeads(nn.Module):
     by the very SD that tells noise, spikes and blur apart. Wrap and motion have no local look of their own; that
     replicas or ringing are there is told by coarse scales and by the image as a whole.
 
-    A fifth of the statistics and of the units that weigh them is left out at random in training, so that no few of them
-    decide; this and the bound of what they say keep images unlike those of the training from answers without measure.
+    A fifth of the statistics and of the units that weigh them is dropped out in training (Srivastava et al. 2014), so
+    that no few of them decide; this and the bound of what they say keep images unlike those of the training from
+    answers without measure.
 
     Args:
         features: channels of the decoder.
@@ -159,8 +160,8 @@ class ContextHeads(nn.Module):
             raw = self._raw(images.float())
             seen = _seen(features.float(), logits.float())
             told = _WIDE * torch.tanh((self._told(seen, raw) - self.centre) / (_WIDE * self.scale))
-            whole = functional.leaky_relu(self.whole(self._thinned(told)), _SLOPE)
-            whole = functional.leaky_relu(self.whole_again(self._thinned(whole)), _SLOPE)
+            whole = functional.leaky_relu(self.whole(self._dropped(told)), _SLOPE)
+            whole = functional.leaky_relu(self.whole_again(self._dropped(whole)), _SLOPE)
             artefacts = _MOST * torch.tanh(self.of_whole(whole) / _MOST)
             # the task is as hard as the voxel's surroundings say, whatever became of the image
             image = torch.cat((torch.zeros_like(artefacts[:, :1]), artefacts), 1)
@@ -188,9 +189,9 @@ class ContextHeads(nn.Module):
         self.centre.copy_(found.mean(0))
         self.scale.copy_(found.std(0).clamp(min=_LEAST_SD))
 
-    def _thinned(self, units: Float[Tensor, "b u"]) -> Float[Tensor, "b u"]:
-        """Some left out in training, the others raised; no module, as it is no Monte Carlo dropout."""
-        return functional.dropout(units, _LEFT_OUT, self.training)
+    def _dropped(self, units: Float[Tensor, "b u"]) -> Float[Tensor, "b u"]:
+        """Dropout in training alone; no module, so that Monte Carlo dropout, of the segmentation, does not find it."""
+        return functional.dropout(units, _DROPOUT, self.training)
 
     def _told(self, seen: Float[Tensor, "b s x y z"], raw: Sequence[Tensor]) -> Float[Tensor, "b g"]:
         """What the whole image tells, not yet standardised."""

@@ -8,16 +8,16 @@ The file holds the weights, the calibration and what the training said of itself
 ran on. The card beside it is filled from the same header; what was measured is for the author to say.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qsim.errors import InputError
-from trainers.checkpoint import load_tensors, save_tensors, write_text
+from trainers.checkpoint import load_tensors
 from trainers.infer import find_network
 from trainers.quality.config import TASK, DecoupledConfig
 from trainers.quality.loading import config_of
+from trainers.shipping import free_files, give, grouped, own_header, weights_of
 
 
 def ship(
@@ -36,26 +36,15 @@ def ship(
 
     Raises: InputError if the run is no such network, is not calibrated, or files of that name are there.
     """
-    if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name):
-        raise InputError(f"name: wanted lower-case words and numbers joined by -, as gm-quality, got {name!r}")
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: is no folder; make it, or name that of the shipped networks")
-    files = folder / f"{name}.safetensors", folder / f"{name}.md"
-    for file in files:
-        if file.exists():
-            raise InputError(f"{file}: exists already; remove it first, or take another name")
+    files = free_files(name, Path(folder))
     path = find_network(run)
     tensors, header = load_tensors(path)
     config = config_of(header, path)
     if not header.get("calibration"):
         raise InputError(f"{path}: is not calibrated; ship the run itself, not the network of a stage")
-    weights = {key: tensor for key, tensor in tensors.items() if key.startswith("net/")}
-    kept = {key: _without_places(each) for key, each in header.items() if key not in ("format", "version")}
-    # the card first: what it cannot say must not leave a network without one
+    weights, kept = weights_of(tensors), _without_places(own_header(header))
     card = _card(name, made_by, config, kept, sum(each.numel() for each in weights.values()), results, limits)
-    save_tensors(files[0], weights, kept)
-    write_text(files[1], card)
+    give(files, weights, kept, card)
     return files
 
 
@@ -87,7 +76,7 @@ def _card(
     calibration, volume = header["calibration"], header["calibration"].get("volume", {})
     level = volume.get("level")
     bars = f"the {100 * level:.0f} % interval of the volume of {config.data.target[0]}" if level else "no volume"
-    size, count = " x ".join(f"{each:g}" for each in spacing), f"{weights:,}".replace(",", " ")
+    size = " x ".join(f"{each:g}" for each in spacing)
     does = (
         f"Segments {target} in T1-weighted images of the brain, and says by variances how good the image is for that "
         f"and what spoils it: task, {sources}."
@@ -106,7 +95,8 @@ def _card(
     return f"""# {name}
 
 {does}
-`decoupled_unet` (docs/quality.md), {count} weights, recipe `{config.recipe}`, voxels of {size} mm, windows of {window}.
+`decoupled_unet` (docs/quality.md), {grouped(weights)} weights, recipe `{config.recipe}`.
+Voxels of {size} mm, windows of {window}.
 
 {use}
 

@@ -101,10 +101,14 @@ def precision_of(config: DecoupledConfig, device: torch.device) -> AbstractConte
 
 def learning_rate(stage: StageConfig, iteration: int) -> float:
     """Rate of one iteration: a short linear rise, then constant or half a cosine down to 0."""
-    rise = min(1.0, (iteration + 1) / _RISE)
     if stage.schedule != "cosine":
-        return stage.lr * rise
-    return stage.lr * rise * 0.5 * (1 + math.cos(math.pi * iteration / stage.iterations))
+        return stage.lr * _rise(iteration)
+    return stage.lr * _rise(iteration) * 0.5 * (1 + math.cos(math.pi * iteration / stage.iterations))
+
+
+def _rise(iteration: int) -> float:
+    """Part of the rate that the first iterations take [1]."""
+    return min(1.0, (iteration + 1) / _RISE)
 
 
 def plateau_of(config: DecoupledConfig, stage: StageConfig) -> Plateau:
@@ -176,7 +180,7 @@ class _Training:
     def rate(self) -> float:
         """Learning rate of the next iteration."""
         if self.stage.schedule == "plateau":
-            return self.plateau.lr * min(1, (self.state.iteration + 1) / _RISE)
+            return self.plateau.lr * _rise(self.state.iteration)
         return learning_rate(self.stage, self.state.iteration)
 
     @property

@@ -8,8 +8,8 @@ an image, is the variance. Windows near their border see less of the surrounding
 weights: an eighth of the window). A volume smaller than the window is padded with zeros, and the answer is cropped.
 Every window is computed, those of air too: what a network says of air is part of its answer.
 
-What heads say of the image as a whole is said of the volume: its log is averaged over the windows, weighted by how much
-of a window is above a tenth of the brightness (all alike where none is), and windows leave no edges in the maps.
+What heads say of the image as a whole is said of the volume: its log is averaged over the windows, weighted by the
+share of the body in each (all alike where there is none), and windows leave no edges in the maps.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Progress = Callable[[int, int], None]
-# voxels above this are something, in images divided by their `intensity_scale` [1]
-_SOMETHING = 0.1
+# voxels above this are the body, in images divided by their `intensity_scale` [1]
+_BODY = 0.1
 
 
 def count_windows(space: tuple[int, ...], patch: tuple[int, ...], overlap: float) -> int:
@@ -57,7 +57,7 @@ def by_windows(
     space = (int(image.shape[0]), int(image.shape[1]), int(image.shape[2]))
     total, done, classes = count_windows(space, patch, overlap), 0, 0
     of_image: list[Tensor] = []
-    something: list[Tensor] = []
+    body: list[Tensor] = []
 
     def answer(window: Tensor) -> Tensor:
         nonlocal done, classes
@@ -68,7 +68,7 @@ def by_windows(
             progress(done, total)
         whole = found.of_image.float()
         of_image.append(whole.cpu())
-        something.append((window > _SOMETHING).flatten(1).float().mean(1).cpu())
+        body.append((window > _BODY).flatten(1).float().mean(1).cpu())
         by_voxel = (found.log_variance.float() - whole[:, :, None, None, None]).exp()
         # one tensor, and a new one: the weights are multiplied into it in place
         return torch.cat((found.logits.float(), by_voxel), dim=1)
@@ -85,10 +85,10 @@ def by_windows(
             device=torch.device("cpu"),
         )
     assert isinstance(both, Tensor)
-    return both[0, :classes], both[0, classes:] * _mean(torch.cat(of_image), torch.cat(something)).exp()
+    return both[0, :classes], both[0, classes:] * _mean(torch.cat(of_image), torch.cat(body)).exp()
 
 
-def _mean(of_image: Float[Tensor, "w s"], something: Float[Tensor, " w"]) -> Float[Tensor, "s 1 1 1"]:
-    """Weighted mean over the windows."""
-    weights = something if bool(something.any()) else torch.ones_like(something)
+def _mean(of_image: Float[Tensor, "w s"], body: Float[Tensor, " w"]) -> Float[Tensor, "s 1 1 1"]:
+    """Mean over the windows, weighted by the share of the body in each."""
+    weights = body if bool(body.any()) else torch.ones_like(body)
     return ((of_image * weights[:, None]).sum(0) / weights.sum())[:, None, None, None]

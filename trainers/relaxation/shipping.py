@@ -8,19 +8,19 @@ The file holds the weights and what the training said of itself, but no folder o
 beside it is filled from the same header; what was measured is for the author to say.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qsim.errors import InputError
 from qsim.evaluation.calibration import Factor, SdCalibration, factor_json, factor_of
-from trainers.checkpoint import save_tensors, write_text
+from trainers.checkpoint import save_tensors
 from trainers.infer import find_network
 from trainers.networks import RelaxationNetwork, UNetNetwork
 from trainers.relaxation.contrasts import inputs
 from trainers.relaxation.learned import check_calibration, learned_of, times_of
 from trainers.relaxation.task_config import SelfSupervisedTask
+from trainers.shipping import free_files, give, grouped, own_header, weights_of
 from trainers.stored import Stored, read_network
 
 _NAMES = {"T1RHO": "T1rho", "T2": "T2"}
@@ -67,24 +67,13 @@ def ship(
 
     Raises: InputError if the run is no trained relaxation network, or files of that name are there.
     """
-    if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name):
-        raise InputError(f"name: wanted lower-case words and numbers joined by -, as t1rho-liver, got {name!r}")
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: is no folder; make it, or name that of the shipped networks")
+    files = free_files(name, Path(folder))
     stored = _relaxation(run)
-    files = folder / f"{name}.safetensors", folder / f"{name}.md"
-    for file in files:
-        if file.exists():
-            raise InputError(f"{file}: exists already; remove it first, or take another name")
     header = _without_places(stored)
     if calibration is not None:
         header["calibration"] = _factors(stored, calibration)
-    weights = {key: tensor for key, tensor in stored.tensors.items() if key.startswith("net/")}
-    # the card first: what it cannot say must not leave a network without one
-    card = _card(Stored(files[0], weights, header, stored.config), name, made_by, results)
-    save_tensors(files[0], weights, header)
-    write_text(files[1], card)
+    weights = weights_of(stored.tensors)
+    give(files, weights, header, _card(Stored(files[0], weights, header, stored.config), name, made_by, results))
     return files
 
 
@@ -110,7 +99,7 @@ def _without_places(stored: Stored) -> dict[str, Any]:
     def named(path: str | None) -> str | None:
         return None if path is None else Path(path).name
 
-    header = {key: each for key, each in stored.header.items() if key not in ("format", "version")}
+    header = own_header(stored.header)
     config, cohort = dict(header["config"]), dict(header["cohort"])
     for key in [key for key in ("store", "second_store") if key in cohort]:
         cohort[key] = named(cohort[key])
@@ -168,7 +157,7 @@ def _card(stored: Stored, name: str, made_by: str, results: str) -> str:
     return f"""# {name}
 
 {maps} from {images} images of one series, of any brightness{uncertain}; learned {learned_from}.
-`{network.kind}` (docs/self_supervised.md), {_grouped(weights)} weights.
+`{network.kind}` (docs/self_supervised.md), {grouped(weights)} weights.
 
 ```python
 estimator = trainers.load("{name}", model={example})
@@ -190,7 +179,3 @@ estimate = estimator(images, mask=mask)  # kappa: {", ".join(rows)} [s]; varianc
 - One image that all contrasts share and one later of each; other series choose theirs.
 - {"Simulated data only; not" if generator is not None else "Not"} for clinical use.
 """
-
-
-def _grouped(number: int) -> str:
-    return f"{number:,}".replace(",", " ")
