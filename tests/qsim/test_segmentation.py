@@ -21,6 +21,8 @@ from qsim.evaluation.segmentation import (
     mean_entropy,
     noise_snr,
     paper_volume_error,
+    per_target,
+    relative_spread,
     scaled_probabilities,
     spearman,
     spearman_by_cluster,
@@ -146,6 +148,9 @@ def test_volume_by_hand():
     p = np.array([0.5, 0.25, 1.0], dtype=np.float32)
     assert volume(p, 8.0) == 14
     assert bernoulli_spread(p) == 0.25 + 0.1875
+    assert relative_spread(p) == 0.4375 / 1.75
+    assert per_target(np.array([0.5, 0.0, 3.0]), p) == 2
+    assert relative_spread(0 * p) == per_target(p, 0 * p) == 0
     for bad in (np.array([1.2]), np.array([nan])):
         with pytest.raises(InputError, match="probabilities"):
             volume(bad, 1.0)

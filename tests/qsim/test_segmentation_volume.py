@@ -10,23 +10,23 @@ from scipy import stats
 from scipy.optimize import minimize
 
 from qsim.errors import InputError
-from qsim.evaluation.segmentation import VolumeCalibration, fit_volume_error
+from qsim.evaluation.segmentation import VolumeCalibration, fit_volume_error, per_target, relative_spread
 
 SLOPE = 0.7
 
 
 def images(n, seed, law="gaussian", ratio=1.1, by_artefact=0.0, shared=0.0, per=1):
-    """Volumes [mm^3] whose truth is `ratio` times the predicted, +- exp(c0 + 0.7 log S + by_artefact log(m + .03))."""
+    """Volumes [mm^3] whose truth is the predicted times `ratio` +- exp(-1 + 0.7 log u + by_artefact log(m + .1))."""
     rng = np.random.default_rng(seed)
     predicted = rng.uniform(4e5, 8e5, n)
-    spread = 10 ** rng.uniform(2, 4, n)
+    spread = 10 ** rng.uniform(-2.3, -0.3, n)
     m = rng.exponential(0.3, n)
     anatomy = np.repeat(np.arange(ceil(n / per)), per)[:n]
     unit = rng.standard_normal(n) if law == "gaussian" else rng.laplace(size=n)
     together = rng.standard_normal(anatomy.max() + 1)[anatomy]
     error = sqrt(shared) * together + sqrt(1 - shared) * unit
-    scale = np.exp(2.0 + SLOPE * np.log(spread) + by_artefact * np.log(m + 0.03))
-    return predicted, ratio * predicted + scale * error, spread, m, anatomy
+    scale = np.exp(-1.0 + SLOPE * np.log(spread) + by_artefact * np.log(m + 0.1))
+    return predicted, predicted * (ratio + scale * error), spread, m, anatomy
 
 
 @pytest.mark.parametrize(("law", "information"), [("gaussian", 2.0), ("laplace", 1.0)])
@@ -37,8 +37,8 @@ def test_fit_recovers_the_power_law(law, information):
     # per image, information of a log scale: 2 for a Gaussian, 1 for a Laplace law; the ratio is independent of both
     error = 1 / sqrt(information * n) / np.log(spread).std()
     assert found.coefficients[1] == pytest.approx(SLOPE, abs=4 * error)
-    assert found.coefficients[0] == pytest.approx(2.0, abs=4 * error * sqrt(np.mean(np.log(spread) ** 2)))
-    of_ratio = 1 / sqrt(np.sum((predicted / np.exp(2 + SLOPE * np.log(spread))) ** 2))
+    assert found.coefficients[0] == pytest.approx(-1.0, abs=4 * error * sqrt(np.mean(np.log(spread) ** 2)))
+    of_ratio = 1 / sqrt(np.sum(np.exp(1 - SLOPE * np.log(spread)) ** 2))
     assert found.ratio == pytest.approx(1.1, abs=4 * of_ratio)
     # of the true law; a quantile of n draws scatters by sqrt(p (1 - p) / n) / density, p two-sided
     exact = stats.norm if law == "gaussian" else stats.laplace
@@ -54,12 +54,12 @@ def test_fit_is_the_maximum_of_the_likelihood_of_scipy(law):
     density = {"gaussian": stats.norm, "laplace": stats.laplace}[law]
 
     def loss(p):
-        scale = np.exp(p[1] + p[2] * np.log(spread / 1000) + p[3] * np.log(m + 0.03))
+        scale = predicted * np.exp(p[1] + p[2] * np.log(spread / 0.1) + p[3] * np.log(m + 0.1))
         return -density.logpdf(true, p[0] * predicted, scale).mean()
 
     c = found.coefficients
-    own = np.array([found.ratio, c[0] + c[1] * log(1000), c[1], c[2]])
-    start = np.array([1.0, 7.0, 0.5, 0.0])
+    own = np.array([found.ratio, c[0] + c[1] * log(0.1), c[1], c[2]])
+    start = np.array([1.0, -2.0, 0.5, 0.0])
     for _ in range(3):
         start = minimize(loss, start, method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12, "maxiter": 4000}).x
     assert loss(own) <= loss(start) + 1e-9
@@ -72,9 +72,9 @@ def test_fit_recovers_the_power_of_the_artefact():
     found = fit_volume_error(predicted, true, spread, m)
     error = 1 / sqrt(2 * n)
     assert found.coefficients[1] == pytest.approx(SLOPE, abs=4 * error / np.log(spread).std())
-    assert found.coefficients[2] == pytest.approx(0.5, abs=4 * error / np.log(m + 0.03).std())
-    wide, narrow = found.half_width(1000.0, 1.0), found.half_width(1000.0, 0.0)
-    assert float(wide / narrow) == pytest.approx((1.03 / 0.03) ** 0.5, rel=0.3)
+    assert found.coefficients[2] == pytest.approx(0.5, abs=4 * error / np.log(m + 0.1).std())
+    wide, narrow = found.half_width(1e5, 0.1, 1.0), found.half_width(1e5, 0.1, 0.0)
+    assert float(wide / narrow) == pytest.approx((1.1 / 0.1) ** 0.5, rel=0.3)
 
 
 @pytest.mark.parametrize("seed", [2, 3])
@@ -121,20 +121,31 @@ def test_images_of_one_anatomy_are_left_out_together():
 
 
 def test_the_factor_is_the_kth_of_the_images_left_out():
-    """By hand: no bias, errors of the size of S^1 but for one image: every fit without it is the same power law."""
-    spread = np.geomspace(10.0, 1000.0, 40)
-    error = 3.0 * spread * np.where(np.arange(40) % 2, 1, -1)
-    predicted = np.full(40, 1e5)
+    """By hand: no bias, errors of 3 u of the volume: every fit without some of the images is the same power law."""
+    spread = np.geomspace(1e-3, 0.1, 40)
+    predicted = np.linspace(1e5, 3e5, 40)
+    error = 3.0 * spread * predicted * np.where(np.arange(40) % 2, 1, -1)
     found = fit_volume_error(predicted, predicted + error, spread, bias=False)
-    # SD = 3 S without scatter, so every ratio is 1
+    # SD = 3 u V without scatter, so every ratio is 1
     assert found.coefficients == pytest.approx((log(3.0), 1.0), abs=1e-6)
     assert found.factor == pytest.approx(1.0, abs=1e-5)
     assert found.ratio == 1
-    assert float(found.sd(100.0)) == pytest.approx(300 / stats.norm.ppf(0.975), rel=1e-5)
-    low, high = found.interval(5000.0, 100.0)
+    assert float(found.sd(1000.0, 0.1)) == pytest.approx(300 / stats.norm.ppf(0.975), rel=1e-5)
+    low, high = found.interval(5000.0, 0.02)
     assert (float(low), float(high)) == (pytest.approx(4700, rel=1e-5), pytest.approx(5300, rel=1e-5))
-    assert found.spread_range == (pytest.approx(10), pytest.approx(1000))
-    assert (found.knows(500.0), found.knows(2000.0)) == (True, False)
+    assert found.spread_range == (pytest.approx(1e-3), pytest.approx(0.1))
+    assert (found.knows(0.05), found.knows(0.2)) == (True, False)
+
+
+def test_the_error_bar_of_a_whole_head_is_the_part_that_it_is_of_a_block():
+    """Eight times as large, the same doubt in each voxel, and air around."""
+    rng = np.random.default_rng(11)
+    p, v = rng.uniform(0, 1, (8, 8, 8)), rng.exponential(0.2, (8, 8, 8))
+    whole_p, whole_v = np.zeros((40, 16, 16)), np.zeros((40, 16, 16))
+    whole_p[:16], whole_v[:16] = np.tile(p, (2, 2, 2)), np.tile(v, (2, 2, 2))
+    found = fit_volume_error(*images(60, 7)[:4])
+    ends = [found.interval(q.sum(), relative_spread(q), per_target(w, q)) for q, w in ((p, v), (whole_p, whole_v))]
+    np.testing.assert_allclose(ends[1], 8 * np.array(ends[0]), rtol=1e-12)
 
 
 @pytest.mark.parametrize("artefact", [False, True])
@@ -173,7 +184,7 @@ def test_what_a_fit_refuses():
     with pytest.raises(InputError, match="same in all images"):
         fit_volume_error(predicted, true, np.ones(40))
     with pytest.raises(InputError, match="follows from the other"):
-        fit_volume_error(predicted, true, spread, spread - 0.03)
+        fit_volume_error(predicted, true, spread + 0.1, spread)
     with pytest.raises(InputError, match="is the truth in all images"):
         fit_volume_error(predicted, predicted, spread)
     with pytest.raises(InputError, match="predicted: volumes"):
@@ -181,7 +192,7 @@ def test_what_a_fit_refuses():
     # where signatures are checked, they say it first
     with pytest.raises((InputError, TypeCheckError)):
         fit_volume_error(predicted, true, spread, m[:3])
-    with pytest.raises(InputError, match="mean_variance: must be"):
+    with pytest.raises(InputError, match="variance: must be"):
         fit_volume_error(predicted, true, spread, -m)
 
 
@@ -193,4 +204,4 @@ def test_a_calibration_wants_the_numbers_it_was_fitted_to():
     with pytest.raises(InputError, match="is missing"):
         wide.interval(predicted, spread)
     with pytest.raises(InputError, match="spread"):
-        plain.half_width(0.0)
+        plain.half_width(1e5, 0.0)

@@ -414,7 +414,7 @@ CALIBRATION = {
         "law": "gaussian",
         "images": 40,
         "anatomies": 10,
-        "spread_range": [1.0, 1e6],
+        "spread_range": [1e-4, 1.0],
     },
 }
 
@@ -426,9 +426,10 @@ def test_calibration_decides_error_bar_and_blame(tmp_path, loaded):
     p = 1 / (1 + exp(-4))
     spread = (voxels - corner) * p * (1 - p) + corner / 4
     found = record.volumes["gm"]
-    # half width = factor exp(0.5 log S + log(m + m0)) mm^3 about ratio x volume
-    mean = (1.5 * tissue + corner / 2) / voxels
-    half = 2e-3 * spread**0.5 * (mean + 0.03)
+    # half width = factor V exp(0.5 log u + log(m + m0)) about ratio V; u, m: sums over voxels, of 1 mm^3, over that of p
+    predicted = tissue * p + corner / 2 + (voxels - tissue - corner) * (1 - p)
+    artefacts = (1.5 * tissue + corner / 2) / predicted
+    half = 2 * found.ml * (spread / predicted) ** 0.5 * (artefacts + 0.03)
     assert found.calibrated_ml == pytest.approx(1.1 * found.ml)
     assert found.low_ml == pytest.approx(1.1 * found.ml - half, rel=1e-5)
     assert found.high_ml == pytest.approx(1.1 * found.ml + half, rel=1e-5)
@@ -454,9 +455,9 @@ def test_what_is_not_calibrated_is_said(tmp_path, loaded):
     record = go(file, tmp_path / "one")
     assert record.volumes["gm"].low_ml is None
     assert "no calibrated error bar: predicted: 3 images; a calibration needs at least 20" in record.notes
-    loaded(calibration=CALIBRATION | {"volume": volumes | {"spread_range": [1.0, 2.0]}})
+    loaded(calibration=CALIBRATION | {"volume": volumes | {"spread_range": [0.9, 1.0]}})
     record = go(file, tmp_path / "two")
-    assert "calibrated on images of another size or quality" in " ".join(record.notes)
+    assert "calibrated on images of another quality" in " ".join(record.notes)
     # far above what any of these variances is: nothing stands out
     clean = {source: {"mean": 1.0, "sd": 1.0} for source in SOURCES}
     loaded(calibration={"clean": clean})

@@ -16,10 +16,11 @@ from rich.console import Console
 from qsim.distributions import Streams
 from qsim.errors import InputError
 from qsim.evaluation.segmentation import (
-    bernoulli_spread,
     entropic_variance,
     entropy,
     fit_volume_error,
+    per_target,
+    relative_spread,
     scaled_probabilities,
     volume,
 )
@@ -40,7 +41,8 @@ class Measured:
         anatomy: number of the subject.
         kind: number of the source that spoils it, from 1; 0: clean.
         predicted, true: volume of the first class of the target [mm^3].
-        spread: sum p (1 - p) over the image [voxel^2].
+        spread: sum p (1 - p) / sum p over the image [1].
+        artefacts: variances of all artefacts per voxel of the predicted target [1].
         variances: mean of each source over the image, the task first.
         entropic: Eq. 8 of shaw2021, mean over the image.
     """
@@ -50,13 +52,9 @@ class Measured:
     predicted: float
     true: float
     spread: float
+    artefacts: float
     variances: tuple[float, ...]
     entropic: float
-
-    @property
-    def artefacts(self) -> float:
-        """Mean variance of all artefacts together (Eq. 9)."""
-        return sum(self.variances[1:])
 
 
 def calibration_of(
@@ -130,15 +128,16 @@ def measured(
         true: 1 where the first class of the target is.
     """
     p = answer.probabilities[1].double().numpy()
-    total = torch.stack(tuple(answer.variances.values())).sum(0).double().numpy()
-    h = entropy(scaled_probabilities(answer.logits.double().numpy(), total))
+    variances = [each.double().numpy() for each in answer.variances.values()]
+    h = entropy(scaled_probabilities(answer.logits.double().numpy(), np.sum(variances, axis=0)))
     return Measured(
         anatomy=anatomy,
         kind=kind,
         predicted=volume(p, voxel_mm3),
         true=volume(true, voxel_mm3),
-        spread=bernoulli_spread(p),
-        variances=tuple(float(each.double().mean()) for each in answer.variances.values()),
+        spread=relative_spread(p),
+        artefacts=sum(per_target(v, p) for v in variances[1:]),
+        variances=tuple(float(each.mean()) for each in variances),
         entropic=float(entropic_variance(h).mean()),
     )
 

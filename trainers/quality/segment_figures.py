@@ -13,11 +13,12 @@ from jaxtyping import Bool, Float, Int
 
 from qsim.evaluation.segmentation import (
     VolumeCalibration,
-    bernoulli_spread,
     dice,
     entropic_variance,
     entropy,
     paper_volume_error,
+    per_target,
+    relative_spread,
     scaled_probabilities,
     volume,
 )
@@ -83,20 +84,18 @@ class Measured:
     def _interval(
         self, calibration: VolumeCalibration, probability: Float[np.ndarray, "x y z"], predicted: float, name: str
     ) -> tuple[dict[str, float | None], list[str]]:
-        spread = bernoulli_spread(probability)
+        spread = relative_spread(probability)
         if spread <= 0:
             return {}, [f"{name}: every voxel is certain, which no calibration covers: no error bar"]
-        mean = None if calibration.offset is None else float(artefact_variance(self.found).mean(dtype=np.float64))
-        low, high = (float(end) for end in calibration.interval(predicted, spread, mean))
+        artefacts = None if calibration.offset is None else per_target(artefact_variance(self.found), probability)
+        low, high = (float(end) for end in calibration.interval(predicted, spread, artefacts))
         given: dict[str, float | None] = {
             "calibrated_ml": _ML * calibration.ratio * predicted,
             "low_ml": _ML * max(low, 0.0),
             "high_ml": _ML * high,
             "level": calibration.level,
         }
-        note = (
-            f"{name}: the error bar was calibrated on images of another size or quality (summed p (1 - p) {spread:.3g})"
-        )
+        note = f"{name}: the error bar was calibrated on images of another quality (sum p (1 - p) / sum p {spread:.3g})"
         return given, [] if calibration.knows(spread) else [note]
 
     def _paper(self) -> float | None:

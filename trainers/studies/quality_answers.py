@@ -31,6 +31,8 @@ from qsim.evaluation.segmentation import (
     entropic_variance,
     entropy,
     grey_matter_snr,
+    per_target,
+    relative_spread,
     scaled_probabilities,
     volume,
 )
@@ -96,11 +98,11 @@ def _volumes(segmenter: Segmenter, said: Segmentation, clean: CleanImage) -> Fig
     }
     calibration = _calibration(segmenter)
     if calibration is not None and found["spread"] > 0:
-        mean = None
+        artefacts = None
         if calibration.offset is not None:
-            artefacts = [each.numpy() for name, each in said.variances.items() if name != TASK]
-            mean = float(total_of(artefacts).mean(dtype=np.float64)) if artefacts else 0.0
-        low, high = calibration.interval(found["volume_predicted"], found["spread"], mean)
+            maps = (each.numpy() for name, each in said.variances.items() if name != TASK)
+            artefacts = sum(per_target(each, probability) for each in maps)
+        low, high = calibration.interval(found["volume_predicted"], relative_spread(probability), artefacts)
         found |= {"volume_low": float(low), "volume_high": float(high)}
     return found
 

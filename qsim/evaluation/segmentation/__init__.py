@@ -10,7 +10,14 @@ from qsim.evaluation.segmentation.probabilities import entropic_variance, entrop
 from qsim.evaluation.segmentation.quality import contrast_to_noise, dice, grey_matter_snr, noise_snr
 from qsim.evaluation.segmentation.ranks import Rank, RankInterval, spearman, spearman_by_cluster, spearman_within
 from qsim.evaluation.segmentation.volume_calibration import VolumeCalibration, fit_volume_error
-from qsim.evaluation.segmentation.volumes import VolumeError, bernoulli_spread, paper_volume_error, volume
+from qsim.evaluation.segmentation.volumes import (
+    VolumeError,
+    bernoulli_spread,
+    paper_volume_error,
+    per_target,
+    relative_spread,
+    volume,
+)
 
 __all__ = [
     "Rank",
@@ -29,6 +36,8 @@ __all__ = [
     "mean_entropy",
     "noise_snr",
     "paper_volume_error",
+    "per_target",
+    "relative_spread",
     "scaled_probabilities",
     "spearman",
     "spearman_by_cluster",

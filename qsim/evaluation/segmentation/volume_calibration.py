@@ -1,13 +1,16 @@
 """Error bars of a volume that hold: fitted to images whose truth is known, none of them seen in training.
 
-With S = sum p (1 - p) [voxel^2] and, where asked for, the mean artefact variance m of the image, the model is
+With u = sum p (1 - p) / sum p and, where asked for, the artefact variance m = sum v / sum p, the model is
 
-    V_true = g V_pred + error,    scale of the error = exp(c0 + c1 log S + c2 log(m + m0))
+    V_true = g V_pred + error,    scale of the error = V_pred exp(c0 + c1 log u + c2 log(m + m0))
 
-Voxels that err on their own would have c1 = 1/2; errors that go together over the whole image c1 = 1. g, c by maximum
-likelihood, Gaussian (scale: SD) or Laplace (scale: b). The half width is the scale times a factor: the k-th smallest of
-|error| / scale, k = ceil((n + 1) level), of images that were left out of the fit in turn, ten parts, an anatomy whole
-in one of them (images of one anatomy err alike).
+Both are numbers per voxel of the predicted tissue, so the error of a volume is a part of it, whatever the size of the
+image and the air around: what blocks have told holds for whole heads. (Errors of voxels on their own would shrink with
+the number of voxels; those of a segmentation go together.)
+
+g, c by maximum likelihood, Gaussian (scale: SD) or Laplace (scale: b). The half width is the scale times a factor: the
+k-th smallest of |error| / scale, k = ceil((n + 1) level), of images that were left out of the fit in turn, ten parts,
+an anatomy whole in one of them (images of one anatomy err alike).
 
 Source: split conformal prediction with a scale: Lei et al. 2018, doi:10.1080/01621459.2017.1307116, section 5.2; with
 parts left out in turn: Barber et al. 2021, doi:10.1214/20-AOS1965; errors learnt instead of summed: Eaton-Rosen et al.
@@ -29,7 +32,7 @@ from qsim.evaluation.uncertainty import Law, half_width
 _LEAST = 20
 _PARTS = 10
 _LEAST_ANATOMIES = 3
-# of V, S and m of images; a number for one image
+# of V, u and m of images; a number for one image
 Numbers = Float[np.ndarray, " i"] | float
 _FIELDS = ("ratio", "coefficients", "offset", "factor", "level", "law", "images", "anatomies", "spread_range")
 
@@ -40,13 +43,13 @@ class VolumeCalibration:
 
     Attributes:
         ratio: g [1].
-        coefficients: c0, c1, and c2 where there is an offset; exp(c0) in [mm^3].
-        offset: m0 [1]; None: the mean variance has no part.
+        coefficients: c0, c1, and c2 where there is an offset [1].
+        offset: m0 [1]; None: the variance has no part.
         factor: half width over scale [1].
         level: of the interval [1].
         law: of the residuals.
         images, anatomies: it was fitted to.
-        spread_range: smallest and largest S among them; beyond, the power law is a guess [voxel^2].
+        spread_range: smallest and largest u among them; beyond, the power law is a guess [1].
     """
 
     ratio: float
@@ -69,30 +72,29 @@ class VolumeCalibration:
         if not 0 < self.level < 1:
             raise InputError(f"level: must lie between 0 and 1, got {self.level:g}")
 
-    def half_width(self, spread: Numbers, mean_variance: Numbers | None = None) -> Float[np.ndarray, "*s"]:
+    def half_width(
+        self, predicted: Numbers, spread: Numbers, variance: Numbers | None = None
+    ) -> Float[np.ndarray, "*s"]:
         """Half the interval [mm^3].
 
         Args:
-            spread: S, above 0 [voxel^2].
-            mean_variance: m, where the calibration has an offset [1].
+            predicted: V_pred [mm^3].
+            spread: u, above 0 [1].
+            variance: m, where the calibration has an offset [1].
         Raises: InputError if a number is missing, superfluous or out of its range.
         """
-        design = _design(spread, mean_variance, self.offset)
-        return np.asarray(self.factor * np.exp(design @ np.array(self.coefficients)))
+        design = _design(spread, variance, self.offset)
+        return np.asarray(self.factor * np.asarray(predicted) * np.exp(design @ np.array(self.coefficients)))
 
-    def sd(self, spread: Numbers, mean_variance: Numbers | None = None) -> Float[np.ndarray, "*s"]:
+    def sd(self, predicted: Numbers, spread: Numbers, variance: Numbers | None = None) -> Float[np.ndarray, "*s"]:
         """SD of the Gaussian whose interval of that level is as wide: half width / 1.96 at 95 % [mm^3]."""
-        return np.asarray(self.half_width(spread, mean_variance) / half_width(1.0, self.level))
+        return np.asarray(self.half_width(predicted, spread, variance) / half_width(1.0, self.level))
 
     def interval(
-        self, predicted: Numbers, spread: Numbers, mean_variance: Numbers | None = None
+        self, predicted: Numbers, spread: Numbers, variance: Numbers | None = None
     ) -> tuple[Float[np.ndarray, "*s"], Float[np.ndarray, "*s"]]:
-        """Ends of the interval, g V_pred -+ half width [mm^3]; the lower may be negative.
-
-        Args:
-            predicted: V_pred [mm^3].
-        """
-        half = self.half_width(spread, mean_variance)
+        """Ends of the interval, g V_pred -+ half width [mm^3]; the lower may be negative."""
+        half = self.half_width(predicted, spread, variance)
         centre = self.ratio * np.asarray(predicted)
         return np.asarray(centre - half), np.asarray(centre + half)
 
@@ -134,20 +136,21 @@ def fit_volume_error(
     predicted: Float[np.ndarray, " i"],
     true: Float[np.ndarray, " i"],
     spread: Float[np.ndarray, " i"],
-    mean_variance: Float[np.ndarray, " i"] | None = None,
+    variance: Float[np.ndarray, " i"] | None = None,
     *,
     anatomy: Int[np.ndarray, " i"] | None = None,
     level: float = 0.95,
     law: Law = "gaussian",
     bias: bool = True,
-    offset: float = 0.03,
+    offset: float = 0.1,
 ) -> VolumeCalibration:
     """Fit the error bar of a volume to images that took no part in training.
 
     Args:
         predicted, true: volumes [mm^3], the predicted above 0.
-        spread: S of each image, above 0 (`bernoulli_spread`) [voxel^2].
-        mean_variance: m, mean artefact variance of each image, at least 0; given: the interval widens with it [1].
+        spread: u of each image, above 0 (`relative_spread`) [1].
+        variance: m, artefact variance per voxel of the tissue (`per_target`) of each image, at least 0; given: the
+            width may depend on it [1].
         anatomy: number of the subject an image shows; None: each image shows another. The interval then holds for
             images of other anatomies.
         level: of the interval.
@@ -159,7 +162,7 @@ def fit_volume_error(
         has an error.
     """
     n = predicted.size
-    for name, given in (("true", true), ("spread", spread), ("mean_variance", mean_variance), ("anatomy", anatomy)):
+    for name, given in (("true", true), ("spread", spread), ("variance", variance), ("anatomy", anatomy)):
         if given is not None and given.shape != (n,):
             raise InputError(f"{name}: {given.size} numbers for {n} predicted volumes; give one for each image")
     if n < _LEAST:
@@ -176,16 +179,18 @@ def fit_volume_error(
     names, subject = np.unique(np.arange(n) if anatomy is None else anatomy, return_inverse=True)
     if names.size < _LEAST_ANATOMIES:
         raise InputError(f"anatomy: {names.size} of them; a calibration needs at least {_LEAST_ANATOMIES}")
-    m0 = None if mean_variance is None else offset
-    design = _design(spread, mean_variance, m0)
-    coefficients, ratio = fit_power_law(design, predicted, true, law, bias, None)
+    m0 = None if variance is None else offset
+    design = _design(spread, variance, m0)
+    # both sides over V_pred: the scale is a part of it
+    one, part_of = np.ones(n), true / predicted
+    coefficients, ratio = fit_power_law(design, one, part_of, law, bias, None)
     # each anatomy is judged by a fit that did not see it
     part = subject % min(_PARTS, names.size)
     scaled = np.empty(n)
     for out in np.unique(part):
         of, rest = part == out, part != out
-        c, g = fit_power_law(design[rest], predicted[rest], true[rest], law, bias, coefficients)
-        scaled[of] = np.abs(true[of] - g * predicted[of]) / np.exp(design[of] @ c)
+        c, g = fit_power_law(design[rest], one[rest], part_of[rest], law, bias, coefficients)
+        scaled[of] = np.abs(part_of[of] - g) / np.exp(design[of] @ c)
     return VolumeCalibration(
         ratio=ratio,
         coefficients=tuple(float(each) for each in coefficients),
@@ -199,23 +204,23 @@ def fit_volume_error(
     )
 
 
-def _design(spread: Numbers, mean_variance: Numbers | None, offset: float | None) -> Float[np.ndarray, "*s c"]:
-    """1, log S, log(m + m0)."""
+def _design(spread: Numbers, variance: Numbers | None, offset: float | None) -> Float[np.ndarray, "*s c"]:
+    """1, log u, log(m + m0)."""
     s = np.asarray(spread, dtype=np.float64)
     if not (np.all(np.isfinite(s)) and np.all(s > 0)):
-        raise InputError("spread: must be finite and above 0; give `bernoulli_spread` of the probabilities")
+        raise InputError("spread: must be finite and above 0; give `relative_spread` of the probabilities")
     columns = [np.ones(s.shape), np.log(s)]
-    if (mean_variance is None) != (offset is None):
+    if (variance is None) != (offset is None):
         state = (
             "has no part in this calibration" if offset is None else "is missing: the calibration was fitted with it"
         )
-        raise InputError(f"mean_variance: {state}; give the numbers it was fitted to")
-    if mean_variance is not None and offset is not None:
-        m = np.asarray(mean_variance, dtype=np.float64)
+        raise InputError(f"variance: {state}; give the numbers it was fitted to")
+    if variance is not None and offset is not None:
+        m = np.asarray(variance, dtype=np.float64)
         if m.shape != s.shape:
-            raise InputError(f"mean_variance: {m.size} numbers for {s.size} spreads; give one for each image")
+            raise InputError(f"variance: {m.size} numbers for {s.size} spreads; give one for each image")
         if not (np.all(np.isfinite(m)) and np.all(m >= 0)):
-            raise InputError("mean_variance: must be finite and at least 0; give the mean of the variance map")
+            raise InputError("variance: must be finite and at least 0; give `per_target` of the variance map")
         columns.append(np.log(m + offset))
     return np.stack(columns, axis=-1)
 

@@ -31,8 +31,8 @@ def volume(inside: Bool[np.ndarray, "*space"] | Float[np.ndarray, "*space"], vox
 def bernoulli_spread(probability: Float[np.ndarray, "*space"]) -> float:
     """S = sum p (1 - p): variance of the number of voxels, if they were right or wrong each on its own [voxel^2].
 
-    They are not: errors of neighbours go together, so the variance of a volume is larger, by a factor that
-    `fit_volume_error` finds on images whose truth is known.
+    They are not: errors of neighbours go together, so the variance of a volume is larger; `fit_volume_error` finds by
+    how much on images whose truth is known.
 
     Args:
         probability: of the tissue [1].
@@ -41,6 +41,29 @@ def bernoulli_spread(probability: Float[np.ndarray, "*space"]) -> float:
     _probabilities(probability)
     p = probability.astype(np.float64)
     return float(np.sum(p * (1 - p)))
+
+
+def relative_spread(probability: Float[np.ndarray, "*space"]) -> float:
+    """u = sum p (1 - p) / sum p: the doubt 1 - p of a voxel of the tissue, on average; 0 where there is no tissue [1].
+
+    Raises: InputError if one is not a probability.
+    """
+    return _per(bernoulli_spread(probability), probability)
+
+
+def per_target(values: Float[np.ndarray, "*space"], probability: Float[np.ndarray, "*space"]) -> float:
+    """sum v / sum p: a map per voxel of the tissue, so that air around it adds little; 0 where there is no tissue.
+
+    Args:
+        values: at least 0.
+        probability: of the tissue [1].
+    """
+    return _per(float(values.sum(dtype=np.float64)), probability)
+
+
+def _per(total: float, probability: Float[np.ndarray, "*space"]) -> float:
+    voxels = float(probability.sum(dtype=np.float64))
+    return total / voxels if voxels > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
