@@ -426,7 +426,7 @@ def test_calibration_decides_error_bar_and_blame(tmp_path, loaded):
     p = 1 / (1 + exp(-4))
     spread = (voxels - corner) * p * (1 - p) + corner / 4
     found = record.volumes["gm"]
-    # half width = factor V exp(0.5 log u + log(m + m0)) about ratio V; u, m: sums over voxels, of 1 mm^3, over that of p
+    # half width = factor V exp(0.5 log u + log(m + m0)) about ratio V; u, m: sums over voxels over that of p
     predicted = tissue * p + corner / 2 + (voxels - tissue - corner) * (1 - p)
     artefacts = (1.5 * tissue + corner / 2) / predicted
     half = 2 * found.ml * (spread / predicted) ** 0.5 * (artefacts + 0.03)
@@ -441,11 +441,11 @@ def test_calibration_decides_error_bar_and_blame(tmp_path, loaded):
         h = -q * np.log(q) - (1 - q) * np.log(1 - q)
         sums += count * np.exp(2 * h) / (2 * np.pi * np.e)
     assert found.paper_sd_ml == pytest.approx(1e-3 * sums**0.5, rel=1e-4)
-    # noise has the larger mean, blur stands out more
-    blur = 0.5 * (tissue + corner / 2) / voxels
+    # per voxel of the tissue, whatever the air around: noise has the larger variance, blur stands out more
+    blur = 0.5 * (tissue + corner / 2) / predicted
     assert record.blame.source == "blur"
     assert record.blame.above_clean_sd == pytest.approx(blur / 0.01, rel=1e-4)
-    assert record.sources["task"].above_clean_sd == pytest.approx(0.5, rel=1e-4)
+    assert record.sources["task"].above_clean_sd == pytest.approx((0.25 * voxels / predicted - 0.2) / 0.1, rel=1e-4)
 
 
 def test_what_is_not_calibrated_is_said(tmp_path, loaded):

@@ -42,8 +42,7 @@ class Measured:
         kind: number of the source that spoils it, from 1; 0: clean.
         predicted, true: volume of the first class of the target [mm^3].
         spread: sum p (1 - p) / sum p over the image [1].
-        artefacts: variances of all artefacts per voxel of the predicted target [1].
-        variances: mean of each source over the image, the task first.
+        variances: of each source per voxel of the predicted target, the task first [1].
         entropic: Eq. 8 of shaw2021, mean over the image.
     """
 
@@ -52,9 +51,13 @@ class Measured:
     predicted: float
     true: float
     spread: float
-    artefacts: float
     variances: tuple[float, ...]
     entropic: float
+
+    @property
+    def artefacts(self) -> float:
+        """Of all artefacts together."""
+        return sum(self.variances[1:])
 
 
 def calibration_of(
@@ -65,7 +68,8 @@ def calibration_of(
     Args:
         out: folder of the run.
         workers: processes side by side on a CPU; no number depends on it.
-    Returns: `clean`: mean and SD over clean images of each source's mean variance and of Eq. 8; `volume`: see
+    Returns: `clean`: mean and SD over clean images of each source's variance per voxel of the predicted target, which
+        the air around a head does not change; `entropic`: of the mean of Eq. 8; `volume`: see
         `qsim.evaluation.segmentation.VolumeCalibration`, or why there is none; as JSON holds it.
 
     Raises: InputError if an image cannot be segmented.
@@ -136,8 +140,7 @@ def measured(
         predicted=volume(p, voxel_mm3),
         true=volume(true, voxel_mm3),
         spread=relative_spread(p),
-        artefacts=sum(per_target(v, p) for v in variances[1:]),
-        variances=tuple(float(each.mean()) for each in variances),
+        variances=tuple(per_target(each, p) for each in variances),
         entropic=float(entropic_variance(h).mean()),
     )
 

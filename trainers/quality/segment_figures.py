@@ -112,8 +112,9 @@ class Measured:
         mean = float(variance.mean(dtype=np.float64))
         target = float(variance[inside].mean(dtype=np.float64)) if inside.any() else None
         clean = self._given("clean").get(source, {})
+        per_voxel = per_target(variance, self.found.probabilities[1].numpy())
         # an SD of 0 is that of a single clean image
-        above = (mean - clean["mean"]) / clean["sd"] if clean.get("sd") else None
+        above = (per_voxel - clean["mean"]) / clean["sd"] if clean.get("sd") else None
         return SourceFigures(mean, target, above)
 
     def sources(self) -> dict[str, SourceFigures]:

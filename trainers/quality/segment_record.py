@@ -38,7 +38,8 @@ class SourceFigures:
     Attributes:
         mean: of its variance over the image [1].
         mean_in_target: over the voxels of the predicted target; None: there are none [1].
-        above_clean_sd: how far the mean is above that of clean images, in SD between these; None: not calibrated [1].
+        above_clean_sd: how far the variance per voxel of the predicted target is above that of clean images, in SD
+            between these; None: not calibrated [1].
     """
 
     mean: float

@@ -41,8 +41,8 @@ class Segmenter:
         spacing_mm: of the grid of the training, x, y, z [mm].
         patch: of the training, and the window here.
         calibration: what held-out images told, as `trainers.quality.calibrate` writes it: of clean ones mean and SD of
-            each source's mean variance (`clean`) and of Eq. 8 (`entropic`), and the error bar of the volume of the
-            first class of the target (`volume`); None: nothing.
+            each source's variance per voxel of the target (`clean`) and of Eq. 8 (`entropic`), and the error bar of the
+            volume of the first class of the target (`volume`); None: nothing.
         device: where the network is.
         overlap: of neighbouring windows [part of the window].
         name: for messages and sidecars.
