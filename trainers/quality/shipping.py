@@ -87,7 +87,7 @@ def _card(
     )
     data = (
         f"Simulated by this project's forward operators alone: {len(header['anatomies'])} anatomies "
-        f"({_kinds(header['anatomies'])}), MPRAGE of several inversion times, Rician noise; "
+        f"of {_data_sets(header['anatomies'])} data sets, MPRAGE of several inversion times, Rician noise; "
         f"{100 * config.corrupted:.0f} % of the images with artefacts. Calibrated on {calibration['images']} images of "
         f"{calibration['anatomies']} other anatomies: usual variances of clean images, {bars}."
     )
@@ -115,10 +115,6 @@ Voxels of {size} mm, windows of {window}.
 """
 
 
-def _kinds(anatomies: list[str]) -> str:
-    """How many anatomies of each data set."""
-    counts: dict[str, int] = {}
-    for each in anatomies:
-        kind = each.rpartition(".")[0]
-        counts[kind] = counts.get(kind, 0) + 1
-    return ", ".join(f"{count} {kind}" for kind, count in counts.items())
+def _data_sets(anatomies: list[str]) -> int:
+    """How many there are; an anatomy is named `<kind> <data set>.<subject>`."""
+    return len({each.rpartition(".")[0] for each in anatomies})
