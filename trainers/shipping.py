@@ -1,4 +1,4 @@
-"""What all shipped networks have in common: a name, the two files, and that neither is written without the other."""
+"""What all shipped networks have in common: a name that is free, weights and a header, and a card beside them."""
 
 import re
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ def own_header(header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def give(files: tuple[Path, Path], weights: Mapping[str, Tensor], header: Mapping[str, Any], card: str) -> None:
-    """Write both files."""
+    """Write both files; the card is composed before, so that what it cannot say leaves no network without one."""
     save_tensors(files[0], weights, header)
     write_text(files[1], card)
 

@@ -51,7 +51,7 @@ class BrainWeb:
             where folders keep train and test apart.
         test_share, gap: with one file, it is split into slabs as `MNI` is: the share of the tissue's extent along the
             slice axis that the central test slab takes [1], and slices left out on either side; with a share of 0 or 1
-            all of it is train or test. A single slice else is test only.
+            all of it is train or test. Otherwise a single slice is test only.
     Source: Cocosco et al. 1997; Collins et al. 1998, doi:10.1109/42.712135; Aubert-Broche et al. 2006,
         doi:10.1016/j.neuroimage.2006.03.052.
     """

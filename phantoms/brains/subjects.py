@@ -83,7 +83,7 @@ class Parting:
 
     def slabs(self, slice_axis: int) -> dict[Split, tuple[Slab, ...]]:
         """First slice and the one after the last of every slab of a single subject; with a share
-        of 0 or 1 the subject is whole, and a single slice else is test only.
+        of 0 or 1 the subject is whole, otherwise a single slice is test only.
 
         Raises: InputError if there are several: these are split by subject.
         """

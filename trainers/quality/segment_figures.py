@@ -54,7 +54,7 @@ class Measured:
         """
         volumes: dict[str, Volume] = {}
         notes: list[str] = []
-        paper, calibration = self._paper(), self._calibration()
+        paper, calibration = self._paper(), self.segmenter.volume_calibration()
         if calibration is None:
             why = self._given("volume").get("missing", "the model has no calibration of volumes")
             notes.append(f"no calibrated error bar: {why}")
@@ -77,17 +77,13 @@ class Measured:
         """A part of the calibration; empty: there is none."""
         return (self.segmenter.calibration or {}).get(key) or {}
 
-    def _calibration(self) -> VolumeCalibration | None:
-        given = self._given("volume")
-        return VolumeCalibration.from_json(given) if given and "missing" not in given else None
-
     def _interval(
         self, calibration: VolumeCalibration, probability: Float[np.ndarray, "x y z"], predicted: float, name: str
     ) -> tuple[dict[str, float | None], list[str]]:
         spread = relative_spread(probability)
         if spread <= 0:
             return {}, [f"{name}: every voxel is certain, which no calibration covers: no error bar"]
-        artefacts = None if calibration.offset is None else per_target(artefact_variance(self.found), probability)
+        artefacts = None if calibration.offset is None else self.found.artefacts_per_target()
         low, high = (float(end) for end in calibration.interval(predicted, spread, artefacts))
         given: dict[str, float | None] = {
             "calibrated_ml": _ML * calibration.ratio * predicted,

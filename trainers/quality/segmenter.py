@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qsim.errors import InputError
+from qsim.evaluation.segmentation import VolumeCalibration, per_target
 from trainers.quality.scaling import intensity_scale
 from trainers.quality.windows import Progress, by_windows
 
@@ -28,6 +29,11 @@ class Segmentation:
     logits: Float[Tensor, "k x y z"]
     probabilities: Float[Tensor, "k x y z"]
     variances: Mapping[str, Float[Tensor, "x y z"]]
+
+    def artefacts_per_target(self) -> float:
+        """Variances of all artefacts per voxel of the first class of the target, sum v / sum p [1]."""
+        probability = self.probabilities[1].numpy()
+        return sum(per_target(each.numpy(), probability) for name, each in self.variances.items() if name != TASK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,11 @@ class Segmenter:
         if not (logits.isfinite().all() and variances.isfinite().all()):
             raise InputError(f"{self.name or 'the network'}: answers with NaN or infinity; train it again")
         return Segmentation(logits, logits.softmax(0), dict(zip(self.sources, variances, strict=True)))
+
+    def volume_calibration(self) -> VolumeCalibration | None:
+        """Of the volume of the first class of the target; None where the training found none."""
+        given = (self.calibration or {}).get("volume") or {}
+        return VolumeCalibration.from_json(given) if given and "missing" not in given else None
 
     def check_sources(self, asked: tuple[str, ...], field: str) -> tuple[str, ...]:
         """The sources that were asked for in the order of the network; all if none was.

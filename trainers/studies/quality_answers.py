@@ -24,14 +24,12 @@ from torch import Tensor
 
 from qsim.distributions import Streams
 from qsim.evaluation.segmentation import (
-    VolumeCalibration,
     bernoulli_spread,
     contrast_to_noise,
     dice,
     entropic_variance,
     entropy,
     grey_matter_snr,
-    per_target,
     relative_spread,
     scaled_probabilities,
     volume,
@@ -96,23 +94,12 @@ def _volumes(segmenter: Segmenter, said: Segmentation, clean: CleanImage) -> Fig
         "entropic": float(entropic_variance(h).sum(dtype=np.float64)),
         "voxel_mm3": clean.voxel_mm3,
     }
-    calibration = _calibration(segmenter)
+    calibration = segmenter.volume_calibration()
     if calibration is not None and found["spread"] > 0:
-        artefacts = None
-        if calibration.offset is not None:
-            maps = (each.numpy() for name, each in said.variances.items() if name != TASK)
-            artefacts = sum(per_target(each, probability) for each in maps)
+        artefacts = None if calibration.offset is None else said.artefacts_per_target()
         low, high = calibration.interval(found["volume_predicted"], relative_spread(probability), artefacts)
         found |= {"volume_low": float(low), "volume_high": float(high)}
     return found
-
-
-def _calibration(segmenter: Segmenter) -> VolumeCalibration | None:
-    """Of the volume of the first class; None where the training found none."""
-    given = (segmenter.calibration or {}).get("volume") or {}
-    # by class, or of the first class alone
-    given = given.get(segmenter.target[0], given)
-    return VolumeCalibration.from_json(given) if "ratio" in given else None
 
 
 def _means(said: Segmentation, body: _Mask, predicted: _Mask) -> Figures:

@@ -52,7 +52,7 @@ def relative_spread(probability: Float[np.ndarray, "*space"]) -> float:
 
 
 def per_target(values: Float[np.ndarray, "*space"], probability: Float[np.ndarray, "*space"]) -> float:
-    """sum v / sum p: a map per voxel of the tissue, so that air around it adds little; 0 where there is no tissue.
+    """sum v / sum p: a map per voxel of the tissue, so that air adds little; 0 where there is no tissue [that of v].
 
     Args:
         values: at least 0.
