@@ -53,6 +53,7 @@ class Schema(StrEnum):
     GENERATE = "generate"
     TRAIN = "train"
     DECOUPLED = "decoupled"
+    SEGMENTATION = "segmentation"
     STUDY = "study"
     ARTEFACTS = "artefacts"
 
@@ -68,13 +69,21 @@ def train(
     ] = False,
     device: Annotated[Device, typer.Option(help="auto: CUDA if there is one.")] = Device.AUTO,
     workers: Annotated[
-        int, typer.Option(min=1, help="Of kind decoupled: networks trained side by side; no number depends on it.")
+        int, typer.Option(min=1, help="Kind decoupled: networks side by side; segmentation: for its data only.")
     ] = 1,
 ) -> None:
     """Train a network, or a cascade of them, on a data set or on samples made on the fly."""
     from generators.reading import read_config, read_yaml
 
-    if read_yaml(config).get("kind") == "decoupled":
+    kind = read_yaml(config).get("kind")
+    if kind == "segmentation":
+        from trainers.segmentation.config import SegmentationConfig
+        from trainers.segmentation.training import train_segmentation
+
+        read = read_config(config, SegmentationConfig)
+        train_segmentation(read, out, resume=resume, device=device.value, workers=workers)
+        return
+    if kind == "decoupled":
         from trainers.quality.cascade import train_cascade
         from trainers.quality.config import DecoupledConfig
 
@@ -84,7 +93,10 @@ def train(
     from trainers.fit import fit
 
     if workers > 1:
-        raise InputError("--workers: trains the networks of kind: decoupled side by side; this config is one network")
+        raise InputError(
+            "--workers: trains the networks of kind: decoupled side by side, and makes the data of kind: "
+            "segmentation; this config is neither"
+        )
     fit(read_config(config, TrainConfig), out, resume=resume, device=device.value)
 
 

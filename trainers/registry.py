@@ -15,18 +15,20 @@ from trainers.config import TrainConfig
 from trainers.infer import shipped
 from trainers.networks import NETWORKS
 from trainers.quality.config import DecoupledConfig
+from trainers.segmentation.config import SegmentationConfig
 from trainers.studies.registry import STUDIES, study_schema
 
 _CONFIGS: dict[str, type[BaseModel]] = {
     "generate": GeneratorConfig,
     "train": TrainConfig,
     "decoupled": DecoupledConfig,
+    "segmentation": SegmentationConfig,
     "artefacts": CorruptConfig,
 }
 
 
 def config_schema(name: str) -> dict[str, Any]:
-    """JSON Schema of a config: `generate`, `train`, `decoupled` (for `qsim train`), `artefacts`, or every `study`."""
+    """JSON Schema of a config: `generate`; `train`, `decoupled`, `segmentation` (`qsim train`); `artefacts`; `study`."""
     return study_schema() if name == "study" else _CONFIGS[name].model_json_schema()
 
 

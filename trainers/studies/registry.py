@@ -21,6 +21,8 @@ from trainers.studies.quality import run_quality
 from trainers.studies.quality_config import QualityConfig
 from trainers.studies.readout_bias import ReadoutBiasConfig, run_readout_bias
 from trainers.studies.run_time import RunTimeConfig, run_run_time
+from trainers.studies.segmentation import run_segmentation
+from trainers.studies.segmentation_config import SegmentationStudyConfig
 from trainers.studies.self_supervised import run_self_supervised
 from trainers.studies.self_supervised_config import SelfSupervisedConfig
 from trainers.studies.test_retest import run_test_retest
@@ -69,6 +71,11 @@ STUDIES: dict[str, Study] = {
     ),
     "test_retest": Study(
         RetestConfig, run_test_retest, "repeats of a twin or of scans: CV, agreement, sharpness (sabidussi2021, 5.3)"
+    ),
+    "segmentation": Study(
+        SegmentationStudyConfig,
+        run_segmentation,
+        "a left ventricle on images of another kind: Dice by set of augmentations (jacobs2025, table 1)",
     ),
     "self_supervised": Study(
         SelfSupervisedConfig,

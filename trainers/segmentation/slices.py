@@ -1,0 +1,313 @@
+"""Series of images with their masks: simulated ones, or those of files; and the images that a network is shown.
+
+domain -> series of co-registered images, a mask each -> the images of the highest SNR -> 0..1, one size
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from rich.console import Console
+from torch import Tensor
+
+from generators.build import build
+from generators.store import PatchStore
+from phantoms.series.nifti import Volumes, read_volumes
+from qsim.errors import InputError
+from trainers.relaxation.cohort import folds
+from trainers.segmentation.config import Domain, LabelledFile, SegmentationData, check_slices
+from trainers.segmentation.preparation import Frame, normalised
+
+# an affine is in single precision and often rounded [mm]
+_SAME_PLACE = 1e-2
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesSet:
+    """Series as they were measured or simulated.
+
+    Attributes:
+        images: of each series, co-registered magnitudes [units of the file].
+        masks: of each series.
+        subject: number of the subject of each series.
+        names: of each series.
+        spacing_mm: size of a voxel of each series, y and x [mm].
+        times: of the images of each series [s]; None: not known.
+        digest: of all that decides the images.
+    """
+
+    images: tuple[Float[Tensor, "n y x"], ...]
+    masks: tuple[Bool[Tensor, "y x"], ...]
+    subject: Int[np.ndarray, " s"]
+    names: tuple[str, ...]
+    spacing_mm: tuple[tuple[float, float], ...]
+    times: tuple[tuple[float, ...] | None, ...]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def of(self, subjects: tuple[int, ...]) -> tuple[int, ...]:
+        """Numbers of the series of these subjects."""
+        return tuple(int(i) for i in np.flatnonzero(np.isin(self.subject, np.asarray(subjects, dtype=np.int64))))
+
+
+@dataclass(frozen=True, slots=True)
+class Slices:
+    """Images as a network is shown them.
+
+    Attributes:
+        images: between 0 and 1 [1].
+        masks: of each image.
+        series: number of the series that each image is of.
+        names: of each image.
+    """
+
+    images: Float[Tensor, "i size size"]
+    masks: Bool[Tensor, "i size size"]
+    series: Int[np.ndarray, " i"]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def of(self, series: tuple[int, ...]) -> "Slices":
+        """The images of these series."""
+        chosen = np.flatnonzero(np.isin(self.series, np.asarray(series, dtype=np.int64)))
+        names = tuple(self.names[i] for i in chosen)
+        return Slices(self.images[chosen], self.masks[chosen], self.series[chosen], names)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Series of a fold.
+
+    Attributes:
+        train, test: numbers of the series; no subject has one in both.
+    """
+
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+def split_of(series: SeriesSet, n_folds: int, fold: int, seed: int) -> Split:
+    """The series that are learned from, and those of the fold that is left out.
+
+    Raises: InputError if there are fewer subjects than folds.
+    """
+    subjects = tuple(int(each) for each in np.unique(series.subject))
+    try:
+        groups = folds(subjects, n_folds, seed)
+    except InputError as error:
+        raise InputError(f"data.{error}") from None
+    others = tuple(subject for number, group in enumerate(groups) if number != fold for subject in group)
+    return Split(series.of(others), series.of(groups[fold]))
+
+
+def best_images(images: Float[Tensor, "n y x"], count: int) -> tuple[int, ...]:
+    """Numbers of the images of the highest SNR, in the order of the series.
+
+    Noise is the same in all images of a series, so that is a matter of signal: the largest mean square.
+    """
+    power = images.double().square().mean((1, 2))
+    # of equal ones the first
+    order = sorted(range(len(images)), key=lambda i: (-float(power[i]), i))
+    return tuple(sorted(order[:count]))
+
+
+def prepared(series: SeriesSet, count: int, size: int) -> Slices:
+    """The images that a network is shown.
+
+    Args:
+        count: of each series, see `best_images`.
+        size: longest side [voxels].
+    Raises: InputError naming the series whose images cannot be scaled, or that has fewer images.
+    """
+    images, masks, of, names = [], [], [], []
+    for number, (here, mask) in enumerate(zip(series.images, series.masks, strict=True)):
+        if len(here) < count:
+            raise InputError(f"images: {series.names[number]} has {len(here)}, and {count} are asked for")
+        frame = Frame((int(mask.shape[0]), int(mask.shape[1])), size)
+        shown = frame.there_mask(mask)
+        if not bool(shown.any()):
+            raise InputError(f"size: at {size} voxels nothing is left of the mask of {series.names[number]}")
+        for chosen in best_images(here, count):
+            try:
+                images.append(frame.there(normalised(here[chosen])))
+            except InputError as error:
+                raise InputError(f"{series.names[number]}, image {chosen}: {error}") from None
+            masks.append(shown)
+            of.append(number)
+            names.append(f"{series.names[number]} #{chosen}")
+    return Slices(torch.stack(images), torch.stack(masks), np.array(of, dtype=np.int64), tuple(names))
+
+
+def read_domain(
+    domain: Domain, target: tuple[str, ...], folder: Path, field: str, workers: int, console: Console
+) -> SeriesSet:
+    """The series of a domain; a data set that is to be generated is made in `folder`, or found there.
+
+    Args:
+        target: tissues of simulated data that are the mask.
+        field: of the config, for messages.
+    Raises: InputError naming the field or file at fault.
+    """
+    if domain.files:
+        return _of_files(domain.files, field)
+    path = domain.store
+    if path is None:
+        assert domain.generate is not None, "the config holds one of the three"
+        path = folder / f"{field.replace('.', '_').replace('[', '_').rstrip(']')}.zarr"
+        try:
+            built = build(domain.generate, path, workers=workers)
+        except InputError as error:
+            raise InputError(f"{field}.generate: {error}") from None
+        if built.made:
+            console.print(f"{path}: made {built.made} series in {built.seconds:.0f} s")
+    return _of_store(path, target, field)
+
+
+def check_domains(data: SegmentationData, tests: tuple[Domain, ...] = ()) -> None:
+    """Read what simulated domains are cut from, and look for files, before a folder is made.
+
+    Raises: InputError naming the field at fault.
+    """
+    from generators.sample import scene
+
+    for field, domain in (("data.train", data.train), *((f"tests[{i}]", each) for i, each in enumerate(tests))):
+        if domain.generate is not None:
+            try:
+                world = scene(domain.generate)
+            except InputError as error:
+                raise InputError(f"{field}.generate: {error}") from None
+            _check_target(data.target, world.phantom.tissues, f"{field}.generate")
+        if domain.files:
+            _of_files(domain.files, field)
+
+
+def _check_target(target: tuple[str, ...], tissues: tuple[str, ...], place: str) -> None:
+    missing = [name for name in target if name not in tissues]
+    if missing:
+        raise InputError(f"data.target: {place} holds no {', '.join(missing)}; it has {', '.join(tissues)}")
+
+
+def _of_store(path: Path, target: tuple[str, ...], field: str) -> SeriesSet:
+    store = PatchStore(path)
+    try:
+        check_slices(store.config)
+    except ValueError as error:
+        raise InputError(f"{field}: {path}: {error}") from None
+    _check_target(target, store.tissues, f"{field}: {path}")
+    numbers = torch.tensor([1 + store.tissues.index(name) for name in target], dtype=torch.uint8)
+    found = store.read(0, len(store))
+    assert found.images is not None, "check_slices has refused maps"
+    masks = torch.isin(found.labels, numbers)
+    config = store.config
+    spacing = tuple(store.attributes.spacing_mm)
+    if len(spacing) == 3:
+        spacing = spacing[: config.slice_axis] + spacing[config.slice_axis + 1 :]
+    times = getattr(config.signal_model, "times", None)
+    # patches of a slice may miss the target
+    kept = [i for i in range(len(store)) if bool(masks[i].any())]
+    if not kept:
+        raise InputError(f"{field}: {path}: no slice holds {', '.join(target)}")
+    return SeriesSet(
+        images=tuple(found.images[i].float() for i in kept),
+        masks=tuple(masks[i] for i in kept),
+        subject=found.subject.numpy().astype(np.int64)[kept],
+        names=tuple(f"{config.phantom_spec.kind} {int(found.subject[i])}" for i in kept),
+        spacing_mm=((spacing[0], spacing[1]),) * len(kept),
+        times=(None if times is None else tuple(float(t) for t in times),) * len(kept),
+        digest=_digest([config.digest, len(store), list(target)]),
+    )
+
+
+def _of_files(files: tuple[LabelledFile, ...], field: str) -> SeriesSet:
+    images: list[Float[Tensor, "n y x"]] = []
+    masks: list[Bool[Tensor, "y x"]] = []
+    subjects: list[str] = []
+    names: list[str] = []
+    spacing: list[tuple[float, float]] = []
+    times: list[tuple[float, ...] | None] = []
+    sums = []
+    for number, each in enumerate(files):
+        place = f"{field}.files[{number}]"
+        for image, mask, name, size in _slices_of(each, place):
+            images.append(image)
+            masks.append(mask)
+            names.append(name)
+            spacing.append(size)
+            times.append(each.times)
+            subjects.append(each.subject or str(each.image))
+        sums.append([hashlib.sha256(file.read_bytes()).hexdigest() for file in (each.image, each.mask)])
+    _, subject = np.unique(np.array(subjects), return_inverse=True)
+    return SeriesSet(
+        images=tuple(images),
+        masks=tuple(masks),
+        subject=subject.astype(np.int64),
+        names=tuple(names),
+        spacing_mm=tuple(spacing),
+        times=tuple(times),
+        digest=_digest([sums, subjects]),
+    )
+
+
+def _slices_of(
+    given: LabelledFile, place: str
+) -> Iterator[tuple[Float[Tensor, "n y x"], Bool[Tensor, "y x"], str, tuple[float, float]]]:
+    """Series, mask, name and voxel size of every slice that holds a target.
+
+    Raises: InputError naming the file.
+    """
+    image, mask = _volumes(given.image, f"{place}.image"), _volumes(given.mask, f"{place}.mask")
+    if len(mask.volumes) != 1:
+        raise InputError(f"{place}.mask: {given.mask} holds {len(mask.volumes)} volumes, wanted one for all contrasts")
+    n, shape, wanted = len(image.volumes), mask.volumes[0].shape, image.volumes[0].shape
+    if shape != wanted:
+        raise InputError(
+            f"{place}.mask: {given.mask} has {_by(shape)} voxels (z, y, x), {given.image.name} has {_by(wanted)}; "
+            "give the mask on the voxels of the image"
+        )
+    if not np.allclose(image.affine, mask.affine, rtol=1e-4, atol=_SAME_PLACE):
+        raise InputError(
+            f"{place}.mask: {given.mask} lies in another place than {given.image.name} (their affines differ); give "
+            "the mask on the voxels of the image"
+        )
+    if given.times is not None and len(given.times) != n:
+        raise InputError(f"{place}.times: got {len(given.times)}, {given.image.name} has {n} images")
+    volumes = np.stack([np.asarray(each) for each in image.volumes])
+    if np.iscomplexobj(volumes):
+        raise InputError(f"{place}.image: {given.image} is complex; give magnitudes")
+    if not np.isfinite(volumes).all():
+        raise InputError(f"{place}.image: {given.image} holds NaN or infinity; mend these voxels first")
+    inside = np.asarray(mask.volumes[0])
+    if not np.isfinite(inside).all() or inside.min() < 0:
+        raise InputError(f"{place}.mask: {given.mask} holds NaN or values below 0; above 0 is the target")
+    found = [z for z in range(shape[0]) if (inside[z] > 0).any()]
+    if not found:
+        raise InputError(f"{place}.mask: {given.mask} is empty; mark the target, or leave the file out")
+    stem = given.image.name.removesuffix(".gz").removesuffix(".nii")
+    for z in found:
+        name = stem if shape[0] == 1 else f"{stem} slice {z}"
+        size = (float(image.spacing_mm[-2]), float(image.spacing_mm[-1]))
+        yield torch.from_numpy(volumes[:, z].astype(np.float32)), torch.from_numpy(inside[z] > 0), name, size
+
+
+def _volumes(path: Path, place: str) -> Volumes:
+    try:
+        return read_volumes(path)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _by(numbers: tuple[int, ...]) -> str:
+    return " x ".join(map(str, numbers))
