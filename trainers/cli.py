@@ -202,27 +202,78 @@ def map_(
 
 
 def segment(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="NIfTI image of one volume.", show_default=False)],
+    image: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMAGE", help="NIfTI image; kind segmentation: also a series (x, y, z, n).", show_default=False
+        ),
+    ],
     model: Annotated[
         str, typer.Option(metavar="RUN", help="A trained network: its run, or a shipped name.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="Folder of the results (BIDS derivatives).", show_default=False)],
     source: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only this variance map, task or an artefact; may be given several times."),
+        typer.Option(
+            metavar="NAME",
+            help="Kind decoupled: only this variance map, task or an artefact; may be given several times.",
+        ),
     ] = None,
     labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="True labels on the same grid: Dice and volume error.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="True labels on the same grid: Dice and volume error. Kind segmentation: a mask, above 0 the target.",
+        ),
     ] = None,
-    scheme: Annotated[str, typer.Option(metavar="NAME", help="What the numbers of the labels mean.")] = "freesurfer",
+    scheme: Annotated[
+        str, typer.Option(metavar="NAME", help="Kind decoupled: what the numbers of the labels mean.")
+    ] = "freesurfer",
     no_resample: Annotated[
-        bool, typer.Option("--no-resample", help="Refuse an image of another spacing than the model learned.")
+        bool,
+        typer.Option(
+            "--no-resample", help="Kind decoupled: refuse an image of another spacing than the model learned."
+        ),
     ] = False,
+    ensemble: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN", help="Kind segmentation: a further network; may be given several times."),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Kind segmentation: passes of Monte Carlo dropout of each network."),
+    ] = None,
+    contrast: Annotated[
+        int | None,
+        typer.Option(
+            "--image", metavar="K", help="Kind segmentation: image of a series, from 0; if not given the highest SNR."
+        ),
+    ] = None,
     device: Annotated[Device, typer.Option(help="auto: CUDA if there is one.")] = Device.AUTO,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results of the same name.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Segment an image, and say how far its quality can be trusted: volume with error bar, variance by artefact."""
+    """Segment an image, and say how far that can be trusted, by the kind of the network.
+
+    decoupled: volume with error bar, variance by artefact. segmentation: the left ventricle in every slice, entropy,
+    and what the members of an ensemble do not agree on.
+    """
+    from trainers.segmentation.segment_command import HeartWords, is_segmentation, run_hearts
+
+    of_hearts = {"--ensemble": bool(ensemble), "--samples": samples is not None, "--image": contrast is not None}
+    of_quality = {"--source": bool(source), "--scheme": scheme != "freesurfer", "--no-resample": no_resample}
+    if is_segmentation(model, of_hearts, of_quality):
+        hearts = HeartWords(
+            model=model,
+            ensemble=tuple(ensemble or ()),
+            samples=samples,
+            image=contrast,
+            labels=labels,
+            device=device.value,
+            overwrite=overwrite,
+        )
+        run_hearts(image, out, hearts, as_json=as_json)
+        return
     from trainers.quality.segment_command import SegmentWords, run
 
     words = SegmentWords(

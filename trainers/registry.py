@@ -28,7 +28,7 @@ _CONFIGS: dict[str, type[BaseModel]] = {
 
 
 def config_schema(name: str) -> dict[str, Any]:
-    """JSON Schema of a config: `generate`; `train`, `decoupled`, `segmentation` (`qsim train`); `artefacts`; `study`."""
+    """JSON Schema of a config: `generate`; `train`, `decoupled`, `segmentation` (for `train`); `artefacts`; `study`."""
     return study_schema() if name == "study" else _CONFIGS[name].model_json_schema()
 
 

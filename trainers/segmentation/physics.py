@@ -67,11 +67,11 @@ _TRIED = 32
 
 
 class Knot(RootConfig):
-    """What a relaxation time may be where T1 has a value.
+    """What a relaxation time, or the factor of A, may be where T1 has a value.
 
     Attributes:
         t1: as the series reads it [s].
-        low, high: the relaxation time is drawn log-uniformly between them, for each copy [s].
+        low, high: it is drawn log-uniformly between them, for each copy [s; 1].
     """
 
     t1: Positive
@@ -81,7 +81,7 @@ class Knot(RootConfig):
     @model_validator(mode="after")
     def _ordered(self) -> "Knot":
         if self.low > self.high:
-            raise ValueError(f"low: {self.low:g} s is above high, {self.high:g} s; give the smaller first")
+            raise ValueError(f"low: {self.low:g} is above high, {self.high:g}; give the smaller first")
         return self
 
 
@@ -93,9 +93,12 @@ def _knots(*rows: tuple[float, float, float]) -> tuple[Knot, ...]:
 
 
 class Relations(RootConfig):
-    """T2 and T1RHO as functions of T1, drawn anew for every copy.
+    """T2, T1RHO and the factor of A as functions of T1, drawn anew for every copy.
 
-    Between two knots log T is a straight line in log T1, beyond the ends it is constant. T2 <= T1RHO <= T1 is kept:
+    A of a series holds its readout: of a MOLLI with balanced SSFP, A over the true one is about .20 in myocardium, .26
+    in blood and .34 in fat. The default ranges of the factor lie about what undoes that.
+
+    Between two knots the logarithm is a straight line in log T1, beyond the ends it is constant. T2 <= T1RHO <= T1 is kept:
     what was drawn otherwise is moved to the nearer end. The default T1 of the knots are fat, liver, muscle and
     myocardium, and blood as a MOLLI at 1.5 T reads them (at 3 T all but fat are about 1.4 times as long); the ranges
     go well beyond the tables of the project, `qsim.organ_tissues.heart` and `.liver` with their sources (T2: Stanisz
@@ -104,6 +107,7 @@ class Relations(RootConfig):
     Attributes:
         t2: knots of T2, ascending in T1.
         t1rho: knots of T1RHO, ascending in T1.
+        a: knots of the factor of A, ascending in T1.
     """
 
     # fat .060 to .068, marrow .049; liver .042 to .046; muscle .044 to .050, myocardium .040 to .047, scar .058 to
@@ -112,7 +116,9 @@ class Relations(RootConfig):
     # fat .073, marrow .060; liver .045, fibrosis .053; muscle .055, myocardium .043 to .047, scar .078; blood .290 [s]
     t1rho: Knots = _knots((0.35, 0.045, 0.12), (0.55, 0.03, 0.08), (0.95, 0.035, 0.09), (1.5, 0.09, 0.4))
 
-    @field_validator("t2", "t1rho")
+    a: Knots = _knots((0.35, 0.25, 1.2), (0.55, 0.6, 1.4), (0.95, 0.7, 1.5), (1.5, 0.5, 1.2))
+
+    @field_validator("t2", "t1rho", "a")
     @classmethod
     def _ascending(cls, knots: tuple[Knot, ...]) -> tuple[Knot, ...]:
         at = [knot.t1 for knot in knots]
@@ -446,9 +452,9 @@ def _tissue_rows(seen: _Slice, physics: Physics, copy: _Copy) -> dict[str, Float
     rng = copy.rng("tissue")
     read = maps.t1.double().numpy()
     t1 = np.clip(read * _log_uniform(physics.t1_factor, rng), *T1_RANGE)
-    t2, t1rho = (
+    t2, t1rho, factor = (
         between_knots(read, [knot.t1 for knot in knots], [_log_uniform((knot.low, knot.high), rng) for knot in knots])
-        for knots in (physics.relations.t2, physics.relations.t1rho)
+        for knots in (physics.relations.t2, physics.relations.t1rho, physics.relations.a)
     )
     size = _uniform(physics.variation, rng)
     t2, t1rho = (t * np.exp(size * _smooth(seen.place, physics.variation_mm, rng)) for t in (t2, t1rho))
@@ -457,8 +463,15 @@ def _tissue_rows(seen: _Slice, physics: Physics, copy: _Copy) -> dict[str, Float
     delta_b0, rel_b1 = _fields(seen, physics.fields, copy.rng("fields"))
     if physics.fat is not None:
         delta_b0 = delta_b0 + physics.fat.shift * (seen.of_tissue.numpy() < physics.fat.below)
-    drawn = {"T1": t1, "T2": t2, "T1RHO": t1rho, "DELTA_B0": delta_b0, "REL_B1": rel_b1}
-    return {"A": maps.a, **{name: torch.from_numpy(row).float() for name, row in drawn.items()}}
+    drawn = {
+        "A": maps.a.double().numpy() * factor,
+        "T1": t1,
+        "T2": t2,
+        "T1RHO": t1rho,
+        "DELTA_B0": delta_b0,
+        "REL_B1": rel_b1,
+    }
+    return {name: torch.from_numpy(row).float() for name, row in drawn.items()}
 
 
 def _fields(seen: _Slice, fields: SpatialFields, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -31,6 +31,7 @@ STILL = {
     "copies": 1,
     "t1_factor": (1.0, 1.0),
     "relations": {
+        "a": [{"t1": 1.0, "low": 1.0, "high": 1.0}],
         "t2": [{"t1": 1.0, "low": T2, "high": T2}],
         "t1rho": [{"t1": 1.0, "low": T1RHO, "high": T1RHO}],
     },
@@ -220,6 +221,7 @@ def test_knots_are_met_and_joined_by_straight_lines_of_logarithms():
 def test_drawn_t1rho_is_log_uniform_between_the_ends_of_its_knot():
     series, inside = recovery(1.0, shape=(9, 9), edge=2)
     relations = {
+        "a": STILL["relations"]["a"],
         "t2": [{"t1": 1.0, "low": 0.001, "high": 0.001}],
         "t1rho": [{"t1": 1.0, "low": 0.02, "high": 0.2}],
     }
@@ -236,9 +238,21 @@ def test_drawn_t1rho_is_log_uniform_between_the_ends_of_its_knot():
     assert abs(float(place.mean()) - 0.5) < 4 / sqrt(12 * 200)
 
 
+def test_the_factor_of_a_scales_the_image():
+    """A of a voxel times the factor at its T1, which the knots give."""
+    series, inside = recovery(1.0)
+    model = lock(0.02)
+    knots = [{"t1": 0.5, "low": 0.2, "high": 0.2}, {"t1": 2.0, "low": 0.8, "high": 0.8}]
+    half = one(model, series, relations={**STILL["relations"], "a": knots})
+    whole = one(model, series)
+    # T1 of 1 s lies half way between the logarithms of the knots: sqrt(.2 .8)
+    np.testing.assert_allclose(half[inside] / whole[inside], 0.4, rtol=5e-3)
+
+
 def test_t2_stays_below_t1rho_and_t1rho_below_t1():
     series, inside = recovery(0.5)
     relations = {"t2": [{"t1": 1.0, "low": 3.0, "high": 3.0}], "t1rho": [{"t1": 1.0, "low": 2.0, "high": 2.0}]}
+    relations |= {"a": STILL["relations"]["a"]}
     for model in ({"kind": "spin_lock", "tsl": (0.1,)}, {"kind": "t2_prep", "te_prep": (0.1,)}):
         image = one(model, series, relations=relations)
         np.testing.assert_allclose(image[inside], exp(-0.1 / 0.5), rtol=1e-2)
