@@ -57,7 +57,8 @@ desc-std, motions of a registered series in desc-motion, and NaN marks voxels wi
 how the maps were made, and with what noise.
 desc-<class>_dseg is a segmentation, desc-<class>_probseg its probability, desc-<source>_variance the variance of the
 network's logits by the task and by each artefact; _quality.json holds the volume with its error bar, mean
-variances, and which artefact is to blame.
+variances, and which artefact is to blame. Of a ventricle desc-entropy_quality is the entropy of its probability [nats],
+desc-mutual_quality what several networks do not agree on [nats], and _quality.json has areas by slice.
 Suffixes that BIDS does not know are listed in .bidsignore; Bmap is the depth of a recovery, B in A (1 - B exp(-t / T)).
 """
 _DESCRIPTION = "dataset_description.json"

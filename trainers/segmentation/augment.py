@@ -41,13 +41,14 @@ class _Turns(RootConfig):
         flips: whether each axis is mirrored in half of the slices.
         quarter_turns: whether the slice is turned by 0, 90, 180 or 270 degrees, all equally likely; one that is not
             square by 0 or 180.
-        scale: least and largest factor of size, the same along both axes and about the middle, drawn log-uniformly [1].
-            What comes in from outside is 0.
+        scale: least and largest factor of size, the same along both axes and about the middle, drawn log-uniformly;
+            what comes in from outside is 0. The paper tells no range; the default is that of nnU-Net (Isensee et al.
+            2021, doi:10.1038/s41592-020-01008-z) [1].
     """
 
     flips: Flag = True
     quarter_turns: Flag = True
-    scale: tuple[Positive, Positive] = (0.8, 1.25)
+    scale: tuple[Positive, Positive] = (0.7, 1.4)
 
     @model_validator(mode="after")
     def _scale_in_order(self) -> "_Turns":

@@ -98,8 +98,8 @@ class Relations(RootConfig):
     A of a series holds its readout: of a MOLLI with balanced SSFP, A over the true one is about .20 in myocardium, .26
     in blood and .34 in fat. The default ranges of the factor lie about what undoes that.
 
-    Between two knots the logarithm is a straight line in log T1, beyond the ends it is constant. T2 <= T1RHO <= T1 is kept:
-    what was drawn otherwise is moved to the nearer end. The default T1 of the knots are fat, liver, muscle and
+    Between two knots the logarithm is a straight line in log T1, beyond the ends it is constant. T2 <= T1RHO <= T1 is
+    kept: what was drawn otherwise is moved to the nearer end. The default T1 of the knots are fat, liver, muscle and
     myocardium, and blood as a MOLLI at 1.5 T reads them (at 3 T all but fat are about 1.4 times as long); the ranges
     go well beyond the tables of the project, `qsim.organ_tissues.heart` and `.liver` with their sources (T2: Stanisz
     2005, de Bazelaire 2004; of venous blood and most T1RHO: to be sourced), over 1.5 and 3 T.

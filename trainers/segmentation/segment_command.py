@@ -70,7 +70,7 @@ def is_segmentation(model: str, own: Mapping[str, bool], other: Mapping[str, boo
             from trainers.infer import find_network
 
             find_network(model)
-        is_of = f"{model} is of kind: {kind}" if kind else f"{model} is not"
+        is_of = f"{model} is of kind: {kind}" if kind else f"{model} is none"
         raise InputError(f"{given[0]}: is for networks of kind: {theirs}, and {is_of}; leave it out")
     return kind == KIND
 

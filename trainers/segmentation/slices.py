@@ -19,12 +19,24 @@ from generators.build import build
 from generators.store import PatchStore
 from phantoms.series.nifti import Volumes, read_volumes
 from qsim.errors import InputError
+from qsim.signals import (
+    MOLLI,
+    AnyModel,
+    Bloch,
+    Inversion,
+    InversionRecovery,
+    InversionRecovery2P,
+    LookLocker,
+    LookLockerTrain,
+)
 from trainers.relaxation.cohort import folds
 from trainers.segmentation.config import Domain, LabelledFile, SegmentationData, check_slices
 from trainers.segmentation.preparation import Frame, normalised
 
 # an affine is in single precision and often rounded [mm]
 _SAME_PLACE = 1e-2
+# series whose times are counted from an inversion
+_RECOVERIES = (InversionRecovery, InversionRecovery2P, LookLocker, LookLockerTrain, MOLLI, Inversion)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +49,7 @@ class SeriesSet:
         subject: number of the subject of each series.
         names: of each series.
         spacing_mm: size of a voxel of each series, y and x [mm].
-        times: of the images of each series [s]; None: not known.
+        times: inversion times of the images of each series [s]; None: not known, or no inversion recovery.
         digest: of all that decides the images.
     """
 
@@ -173,7 +185,7 @@ def read_domain(
 
 
 def check_domains(data: SegmentationData, tests: tuple[Domain, ...] = ()) -> None:
-    """Read what simulated domains are cut from, and look for files, before a folder is made.
+    """Read what simulated domains are cut from, and all that is there already, before a folder is made.
 
     Raises: InputError naming the field at fault.
     """
@@ -186,8 +198,14 @@ def check_domains(data: SegmentationData, tests: tuple[Domain, ...] = ()) -> Non
             except InputError as error:
                 raise InputError(f"{field}.generate: {error}") from None
             _check_target(data.target, world.phantom.tissues, f"{field}.generate")
-        if domain.files:
-            _of_files(domain.files, field)
+            continue
+        series = _of_files(domain.files, field) if domain.store is None else _of_store(domain.store, data.target, field)
+        try:
+            prepared(series, domain.images, data.size)
+        except InputError as error:
+            raise InputError(f"{field}: {error}") from None
+        if field == "data.train":
+            split_of(series, data.folds, 0, data.split_seed)
 
 
 def _check_target(target: tuple[str, ...], tissues: tuple[str, ...], place: str) -> None:
@@ -197,7 +215,10 @@ def _check_target(target: tuple[str, ...], tissues: tuple[str, ...], place: str)
 
 
 def _of_store(path: Path, target: tuple[str, ...], field: str) -> SeriesSet:
-    store = PatchStore(path)
+    try:
+        store = PatchStore(path)
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from None
     try:
         check_slices(store.config)
     except ValueError as error:
@@ -211,7 +232,7 @@ def _of_store(path: Path, target: tuple[str, ...], field: str) -> SeriesSet:
     spacing = tuple(store.attributes.spacing_mm)
     if len(spacing) == 3:
         spacing = spacing[: config.slice_axis] + spacing[config.slice_axis + 1 :]
-    times = getattr(config.signal_model, "times", None)
+    times = _inversion_times(config.signal_model)
     # patches of a slice may miss the target
     kept = [i for i in range(len(store)) if bool(masks[i].any())]
     if not kept:
@@ -222,9 +243,15 @@ def _of_store(path: Path, target: tuple[str, ...], field: str) -> SeriesSet:
         subject=found.subject.numpy().astype(np.int64)[kept],
         names=tuple(f"{config.phantom_spec.kind} {int(found.subject[i])}" for i in kept),
         spacing_mm=((spacing[0], spacing[1]),) * len(kept),
-        times=(None if times is None else tuple(float(t) for t in times),) * len(kept),
+        times=(times,) * len(kept),
         digest=_digest([config.digest, len(store), list(target)]),
     )
+
+
+def _inversion_times(model: AnyModel) -> tuple[float, ...] | None:
+    """Inversion times of a series [s]; None of another contrast, whose times are something else."""
+    made_by = model.preparation if isinstance(model, Bloch) else model
+    return tuple(float(t) for t in made_by.times) if isinstance(made_by, _RECOVERIES) else None
 
 
 def _of_files(files: tuple[LabelledFile, ...], field: str) -> SeriesSet:

@@ -46,6 +46,8 @@ from trainers.segmentation.slices import SeriesSet, Slices, check_domains, prepa
 from trainers.segmentation.views import View, Views, loader
 
 DATA = "data"
+# side of which five halvings leave one voxel
+_ONE_VOXEL = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +277,12 @@ def _begin(config: SegmentationConfig, material: Material, out: Path, device: to
     """A training before its first update."""
     data = config.data
     split = split_of(material.series, data.folds, data.fold, data.split_seed)
+    shown = config.epochs * len(material.slices.of(split.train))
+    if data.size <= _ONE_VOXEL and shown % config.batch == 1:
+        raise InputError(
+            f"batch: of {shown} images in all the last would be alone, and at size {data.size} the coarsest level is "
+            "one voxel, which has no variance to normalise by; take another batch, other epochs, or a larger size"
+        )
     weights = torch.Generator().manual_seed(int(Streams(config.seed, 0).rng("weights").integers(2**62)))
     net = config.network.build(weights)
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -186,9 +186,8 @@ def _of_network(job: _Job, fold: int, seed: int, number: int) -> Arrays:
     config = job.config.train_config(job.config.sets[number], fold, seed)
     out = _folder(job, fold, seed, number)
     claim(out, config, True)
-    fit_network(
-        config, _material(job.canonical, job.out, number, 1), out, device_of(job.device), Console(file=_nowhere())
-    )
+    material = _material(job.canonical, job.out, number, 1)
+    fit_network(config, material, out, device_of(job.device), Console(quiet=True))
     masker = load_masker(out, job.device)
     arrays: Arrays = {}
     for name, slices in _judged(job, config, number).items():
@@ -199,12 +198,6 @@ def _of_network(job: _Job, fold: int, seed: int, number: int) -> Arrays:
     for name in ("views", "steps"):
         arrays[f"seconds_{name}"] = np.array(sum(line[f"cpu_seconds_{name}"] for line in lines) / images)
     return arrays
-
-
-def _nowhere() -> "open":  # type: ignore[valid-type]
-    import os
-
-    return Path(os.devnull).open("w")
 
 
 def _of_ensemble(job: _Job, fold: int, number: int) -> Arrays:

@@ -1,7 +1,6 @@
 """Series and masks of files and of simulated hearts: which images are shown, which subjects are kept apart."""
 
 import io
-from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -16,6 +15,8 @@ from generators.store import PatchStore
 from phantoms.heart import ventricle
 from qsim.errors import InputError
 from trainers.segmentation.config import Domain, SegmentationData
+from trainers.segmentation.physics import Physics
+from trainers.segmentation.physics_bank import physics_bank
 from trainers.segmentation.slices import SeriesSet, best_images, check_domains, prepared, read_domain, split_of
 
 QUIET = Console(file=io.StringIO())
@@ -178,6 +179,16 @@ def test_the_mask_of_a_heart_is_the_wall_of_its_ventricle(hearts):
     # scar is muscle that has died: without it the wall has a gap
     without = read({"store": str(path)}, folder, target=("myocardium",))
     assert sum(int(m.sum()) for m in without.masks) < sum(int(m.sum()) for m in series.masks)
+
+
+def test_only_times_from_an_inversion_are_inversion_times(hearts, tmp_path):
+    """Physics reads a series as a recovery: it must not take the times of a decay for its own."""
+    assert hearts[1].times == ((0.1, 0.5, 1.0, 2.5),) * 4
+    echoes = {"kind": "t2_prep", "te_prep": [0.0, 0.02, 0.04, 0.06]}
+    series = read({"generate": {**HEARTS, "samples": 1, "model": echoes}}, tmp_path)
+    assert series.times == (None,)
+    with pytest.raises(InputError, match=r"^physics: heart 0: .*times"):
+        physics_bank(series, Physics(copies=1), 32, tmp_path)
 
 
 def test_a_data_set_is_made_once_and_a_store_is_the_same(hearts):
@@ -374,9 +385,15 @@ def test_what_cannot_be_shown_is_named(tmp_path):
 
 def test_a_config_of_files_is_checked_before_anything_is_made(tmp_path):
     good, _ = heart(tmp_path)
-    data = {"train": {"name": "a", "files": [good]}}
+    more, _ = heart(tmp_path, name="other")
+    data = {"train": {"name": "a", "files": [good, more]}, "folds": 2, "size": 32}
     check_domains(SegmentationData.model_validate(data))
+    with pytest.raises(InputError, match=r"^data\.folds: got 3 groups for 2 subjects"):
+        check_domains(SegmentationData.model_validate({**data, "folds": 3}))
+    many = Domain.model_validate({"name": "b", "files": [good], "images": 5})
+    with pytest.raises(InputError, match=r"^tests\[0\]: images: .* has 4, and 5 are asked for"):
+        check_domains(SegmentationData.model_validate(data), (many,))
     bad = Domain.model_validate({"name": "b", "files": [{**good, "mask": "nowhere.nii"}]})
     with pytest.raises(InputError, match=r"^tests\[0\]\.files\[0\]\.mask: .*nowhere.nii"):
         check_domains(SegmentationData.model_validate(data), (bad,))
-    assert {path.name for path in Path(tmp_path).iterdir()} == {"heart_image.nii.gz", "heart_mask.nii.gz"}
+    assert len(list(tmp_path.iterdir())) == 4

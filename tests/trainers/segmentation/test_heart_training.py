@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from qsim.errors import InputError
+from tests.trainers.segmentation.test_heart_slices import HEARTS
 from trainers import cli
 from trainers.checkpoint import load_tensors, save_tensors
 from trainers.fit import DivergedError
@@ -218,13 +219,12 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("stops", [(5,), (1, 3)], ids=str)
+@pytest.mark.parametrize("stops", [(4,), (1, 3)], ids=str)
 def test_a_stopped_training_goes_on_to_the_bit(files, tmp_path, monkeypatch, stops):
-    """Dropout, augmentation, and a last batch of three: 3 epochs of 8 - 1 images in batches of 3."""
-    files = [{**each, "subject": str(number)} for number, each in enumerate(files[:5])]
+    """Dropout, augmentation, batches across epochs and a last one of two: 3 epochs of 6 images in batches of 4."""
     asked = config(
-        files, epochs=3, batch=3, checkpoint_every=1, augment={"kind": "additional"}, network={**TINY, "dropout": 0.3},
-        data={"train": {"name": "discs", "files": files, "images": 1}, "folds": 2},
+        files, epochs=3, checkpoint_every=1, augment={"kind": "additional"}, network={**TINY, "dropout": 0.3},
+        data={"folds": 2},
     )  # fmt: skip
     train_segmentation(asked, tmp_path / "whole", device="cpu", console=QUIET)
     left = list(stops)
@@ -245,7 +245,7 @@ def test_a_stopped_training_goes_on_to_the_bit(files, tmp_path, monkeypatch, sto
         # half a line of a log that was being written
         with (out / "metrics.jsonl").open("a") as file:
             file.write('{"iteration": 1, "ep')
-    torch.rand(3)
+    torch.manual_seed(123)
     train_segmentation(asked, out, resume=True, device="cpu", console=QUIET)
     assert not left
     assert equal(weights(out), weights(tmp_path / "whole"))
@@ -344,6 +344,30 @@ def test_the_smallest_square_and_a_last_image_alone(files, tmp_path):
         config(files[:3], epochs=1, batch=2, data={"size": 32}), tmp_path / "even", device="cpu", console=QUIET
     )
     train_segmentation(config(files[:3], epochs=1, batch=3), tmp_path / "larger", device="cpu", console=QUIET)
+
+
+def test_hearts_are_made_once_in_the_folder_of_the_run(tmp_path, monkeypatch):
+    asked = config([], epochs=2, checkpoint_every=1, data={"train": {"name": "hearts", "generate": HEARTS}, "folds": 2})
+    train_segmentation(asked, tmp_path / "whole", device="cpu", console=QUIET)
+    header = load_tensors(tmp_path / "whole" / "model.safetensors")[1]
+    assert sorted(header["trained_on"] + header["left_out"]) == [f"heart {i}" for i in range(4)]
+
+    class Interrupting(training_module.Bar):
+        def update(self, state):
+            if state.iteration == 2:
+                raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_module, "Bar", Interrupting)
+        with pytest.raises(Stopped):
+            train_segmentation(asked, tmp_path / "parts", device="cpu", console=QUIET)
+    said = io.StringIO()
+    train_segmentation(
+        asked, tmp_path / "parts", resume=True, device="cpu", workers=2, console=Console(file=said, width=200)
+    )
+    assert "made" not in said.getvalue()
+    assert equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    assert [path.name for path in (tmp_path / "parts" / "data").iterdir()] == ["data_train.zarr"]
 
 
 # --- command line -----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """`qsim segment` with networks of kind segmentation: a small U-Net of random weights, and one of a closed form."""
 
+import gzip
 import json
 import sys
 from math import exp, log
@@ -19,6 +20,7 @@ from trainers.segmentation.config import SegmentationConfig
 from trainers.segmentation.network import SegmentationNet
 from trainers.segmentation.predict import Masker, load_masker
 from trainers.segmentation.segment_command import HeartWords, segment_hearts
+from trainers.segmentation.segment_text import lines
 
 SIZE = 64
 # x, y, z, contrasts
@@ -57,10 +59,13 @@ def stored(folder, seed, **changes):
     """The run of a network that has learned nothing."""
     used = config(**changes)
     net = used.network.build(torch.Generator().manual_seed(seed))
-    head = list(net.parameters())[-2:]
-    # so that it says more than a half of everything
+    weight, bias = list(net.parameters())[-2:]
+    # answers about a half, as different as those of a trained one
     with torch.no_grad():
-        head[0].mul_(4.0)
+        logits = net.eval()(torch.rand((1, 1, SIZE, SIZE), generator=torch.Generator().manual_seed(0)))
+        gain = 2.0 / logits.std()
+        weight.mul_(gain)
+        bias.copy_(gain * (bias - logits.mean()))
     folder.mkdir()
     header = {"kind": used.kind, "config": used.model_dump(mode="json"), "data_digest": "", "trained_on": ["heart 1"]}
     save_tensors(folder / "model.safetensors", {f"net/{key}": each for key, each in net.state_dict().items()}, header)
@@ -83,25 +88,25 @@ def runs(tmp_path_factory):
 
 
 class Bright(SegmentationNet):
-    """Sees one voxel: the target is what is brighter than a half, surely."""
+    """Sees one voxel: the target is what is brighter than `at`."""
 
-    def __init__(self, gain=40.0):
+    def __init__(self, gain, at):
         nn.Module.__init__(self)
-        self.gain = gain
+        self.gain, self.at = gain, at
 
     def forward(self, images):
-        return self.gain * (images[:, 0] - 0.5)
+        return self.gain * (images[:, 0] - self.at)
 
 
 @pytest.fixture
 def bright(monkeypatch):
     """Networks of a closed form in place of those of files; called with their gains."""
 
-    def use(*gains, size=SIZE):
-        nets = tuple(Bright(gain).eval() for gain in gains)
+    def use(*gains, at=0.5):
+        nets = tuple(Bright(gain, at).eval() for gain in gains)
         digests = tuple(f"{number:x}" * 64 for number in range(len(gains)))
         masker = Masker(
-            nets, (config(size),) * len(gains), torch.device("cpu"), names=("bright",) * len(gains), digests=digests
+            nets, (config(),) * len(gains), torch.device("cpu"), names=("bright",) * len(gains), digests=digests
         )
         monkeypatch.setattr("trainers.segmentation.predict.load_masker", lambda *_: masker)
 
@@ -158,10 +163,6 @@ def read(folder, name):
 
 def values_of(folder, name):
     return np.asarray(read(folder, name).dataobj)
-
-
-def figures(folder):
-    return json.loads(next(folder.rglob("*_quality.json")).read_text())
 
 
 def record_of(folder):
@@ -223,11 +224,7 @@ def test_the_contrast_of_the_highest_snr_is_taken_slice_by_slice(tmp_path, brigh
     record = go(file, tmp_path / "out")
     # equal ones: the first
     assert [each.image for each in record.slices] == [1, 0, 0]
-    inside = (
-        squares()[..., [1, 0, 0], [0, 1, 2]]
-        if False
-        else np.stack([squares()[:, :, z, k] > 0 for z, k in enumerate((1, 0, 0))], axis=2)
-    )
+    inside = np.stack([squares()[:, :, z, k] > 0 for z, k in enumerate((1, 0, 0))], axis=2)
     np.testing.assert_array_equal(values_of(tmp_path / "out", "*dseg.nii.gz"), inside)
     assert [each.labels_mm2 for each in record.slices] == pytest.approx([3 * 64, 3 * 200, 3 * 200])
     # away from the target the network says 1 / (1 + e^20) everywhere
@@ -238,7 +235,7 @@ def test_the_contrast_of_the_highest_snr_is_taken_slice_by_slice(tmp_path, brigh
     assert values_of(tmp_path / "zero", "*dseg.nii.gz").sum() == 600
 
 
-def test_dice_is_that_of_hand_made_labels(tmp_path, bright, run):
+def test_dice_is_that_of_hand_made_labels(tmp_path, bright):
     bright(40.0)
     file = save(tmp_path / "a.nii", squares()[..., 0])
     truth = np.zeros((64, 64, 3), dtype=np.int16)
@@ -246,8 +243,6 @@ def test_dice_is_that_of_hand_made_labels(tmp_path, bright, run):
     truth[15:20, 30:50, 0] = 7
     truth[10:20, 20:50, 1] = 1
     labels = save(tmp_path / "l.nii.gz", truth)
-    code, said, _ = run(file, "--model", "fake", "--out", tmp_path / "out", "--labels", labels)
-    assert code == 2, "a closed form is no file"
     record = go(file, tmp_path / "out", labels=labels)
     dices = [2 * 100 / (200 + 100), 2 * 200 / (200 + 300), 0.0]
     assert [each.dice for each in record.slices] == pytest.approx(dices)
@@ -256,6 +251,11 @@ def test_dice_is_that_of_hand_made_labels(tmp_path, bright, run):
     written = record_of(tmp_path / "out")
     assert written["volume"]["dice"] == record.volume.dice
     assert [each["dice"] for each in written["slices"]] == [each.dice for each in record.slices]
+    told = lines(record)
+    assert "truth 9.6 ml: error +4.8 ml (+50.0 %), Dice 0.600" in told[2]
+    assert told[3].endswith(
+        f"slice 0: 600 mm2, entropy {record.slices[0].entropy_per_target:.3g} nats a voxel of the target, Dice 0.667"
+    )
 
 
 def test_members_that_differ_have_mutual_information(tmp_path, bright):
@@ -310,13 +310,15 @@ def test_a_slice_of_one_value_is_left_empty_and_said(tmp_path, bright):
 
 
 def test_an_empty_mask_and_negative_values_are_said(tmp_path, bright):
-    bright(0.0)
-    bright(-1e-3)
+    bright(40.0, at=2.0)
     values = squares()[..., 0]
     values[0, :32] = -1.0
     record = go(save(tmp_path / "a.nii", values), tmp_path / "out")
-    assert "a.nii: 0.78 % of its values are negative; networks learn magnitudes" in " ".join(record.notes)
-    assert record.volume.labels_ml > 0
+    assert record.notes == (
+        "a.nii: 0.78 % of its values are negative; networks learn magnitudes",
+        "no voxel has a probability of at least a half: the mask is empty",
+    )
+    assert record.volume.labels_ml == 0
 
 
 # the picture
@@ -366,13 +368,18 @@ def nan_image():
         (noisy((40, 15, 3)), AFFINE, "has 40 x 15 voxels in a slice"),
         (noisy((40, 40)), AFFINE, "has shape (40, 40), wanted (x, y, z, images) or one volume"),
         (np.full(SHAPE, 3.0, np.float32), AFFINE, "holds one value only in every slice; give an image"),
-        (noisy(), AFFINE @ np.diag([1.0, 0.0, 1.0, 1.0]), "does not fit voxels of"),
+        (noisy(), "pixdim", "its affine (columns of 1.5 x 2 x 8) does not fit voxels of 1.5 x 3 x 8 mm"),
         (None, AFFINE, "no such file"),
     ],
 )
 def test_a_bad_image_is_one_line_and_status_2(tmp_path, runs, run, values, affine, said):
     file = tmp_path / "bad.nii.gz"
-    if values is not None:
+    if isinstance(affine, str):
+        content = bytearray(gzip.decompress(save(file, values).read_bytes()))
+        # the fourth number from byte 76 is that of y
+        content[84:88] = np.float32(3.0).tobytes()
+        file.write_bytes(gzip.compress(bytes(content)))
+    elif values is not None:
         save(file, values, affine)
     code, _, err = run(file, "--model", runs / "one", "--out", tmp_path / "out")
     assert code == 2
@@ -396,7 +403,7 @@ def mask(folder, values=None, affine=AFFINE):
         ("decoupled", lambda f, r: ("--samples", 3), "is of kind: decoupled; leave it out"),
         ("decoupled", lambda f, r: ("--ensemble", "x"), "--ensemble: is for networks of kind: segmentation"),
         ("maps", lambda f, r: ("--ensemble", "x"), "--ensemble: is for networks of kind: segmentation"),
-        ("maps", lambda f, r: (), "maps parameters and segments nothing"),
+        ("maps", lambda f, r: (), "holds 2 volumes, wanted one"),
         ("none", lambda f, r: ("--samples", 3), "neither a run of qsim train nor a shipped network"),
         ("one", lambda f, r: ("--samples", 3), "has no dropout; train one with network.dropout"),
         ("dropout", lambda f, r: ("--samples", 0), "--samples: got 0, wanted 1 or more"),
