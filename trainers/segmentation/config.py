@@ -130,6 +130,9 @@ class Learning(RootConfig):
         epochs: each shows every training image once.
         batch: images per update; not told in jacobs2025.
         lr: learning rate of Adam, constant.
+        average: what is given out is a running mean of the weights of which each update keeps this share; 0, as in
+            the paper: the last weights. Short trainings at a constant rate end anywhere around a good place, and their
+            mean is nearer to it.
         precision: of the U-Net; `auto` is bf16 where the processor multiplies it in hardware, else fp32.
         validate_every: epochs between two looks at the fold that is left out; they choose nothing.
         checkpoint_every: epochs.
@@ -138,6 +141,7 @@ class Learning(RootConfig):
     epochs: Count = 512
     batch: Annotated[int, Field(strict=True, ge=2)] = 8
     lr: Positive = 3e-4
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     validate_every: Count = 16
     checkpoint_every: Count = 16

@@ -1,6 +1,5 @@
 """A U-Net with an encoder of residual or efficient blocks: MONAI's, behind a wrapper that takes any size."""
 
-from math import gcd
 from typing import Annotated, Literal
 
 import torch
@@ -16,7 +15,6 @@ Encoder = Literal["resnet10", "resnet18", "resnet34", "resnet50", "resnet101", "
 # five halvings; other sides come back with another size, without an error
 _MULTIPLE = 32
 _LEVELS = 5
-_GROUPS = 8
 
 
 @value
@@ -26,8 +24,6 @@ class FlexibleUNet:
     Attributes:
         encoder: jacobs2025 takes resnet50.
         decoder: channels of the levels of the decoder, the coarsest first.
-        norm: `batch`, as ResNet has it, or `group`: over 8 groups of channels of one image, so that an answer does not
-            depend on statistics of the training's images, which small batches tell badly.
         dropout: share of the channels left out after each convolution of the decoder, in training and in Monte Carlo
             sampling [1]; 0, as in the paper: none.
     """
@@ -35,7 +31,6 @@ class FlexibleUNet:
     kind: Literal["flexible_unet"] = "flexible_unet"
     encoder: Encoder = "resnet50"
     decoder: tuple[Annotated[int, Field(strict=True, ge=1)], ...] = (256, 128, 64, 32, 16)
-    norm: Literal["batch", "group"] = "batch"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     def __post_init__(self) -> None:
@@ -72,8 +67,6 @@ class SegmentationNet(nn.Module):
             spatial_dims=2,
             dropout=spec.dropout,
         )
-        if spec.norm == "group":
-            _group_norms(self.body)
 
     def forward(self, images: Float[Tensor, "b 1 y x"]) -> Float[Tensor, "b y x"]:
         """Logits, float32, of images of any size; zeros fill up to a multiple of 32 and are cropped."""
@@ -83,12 +76,3 @@ class SegmentationNet(nn.Module):
         found: Tensor = self.body(padded)
         assert found.shape[2:] == padded.shape[2:], f"{tuple(found.shape)} from {tuple(padded.shape)}"
         return found[:, 0, :y, :x].float()
-
-
-def _group_norms(module: nn.Module) -> None:
-    """Put a normalisation over groups of channels in the place of every one over the batch."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, nn.GroupNorm(gcd(child.num_features, _GROUPS), child.num_features))
-        else:
-            _group_norms(child)

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from qsim.distributions import Streams
@@ -154,6 +155,7 @@ class _Training:
         device: where it runs.
         described: what the network on disk says of itself.
         net, optimiser: what is trained.
+        mean: running mean of its weights, in evaluation mode; None: none is kept.
         state: where the training stands.
         loading, stepping: CPU time of this process for views and for updates since the last line of the log [s].
     """
@@ -166,6 +168,7 @@ class _Training:
     described: Mapping[str, Any]
     net: SegmentationNet
     optimiser: torch.optim.Optimizer
+    mean: SegmentationNet | None
     state: Progression = field(default_factory=Progression)
     loading: float = 0.0
     stepping: float = 0.0
@@ -191,6 +194,8 @@ class _Training:
                 raise InputError(f"{path}: data differ from those of the checkpoint; choose another --out")
             restore_weights(self.net, tensors, path)
             restore_optimiser(self.net, self.optimiser, tensors)
+            if self.mean is not None:
+                restore_weights(self.mean, _of(tensors, "mean/"), path)
             progress = header["progress"]
             losses = (progress["losses"][0], progress["losses"][1])
             self.state = Progression(progress["iteration"], progress["seconds"], losses, progress["metrics"])
@@ -220,6 +225,8 @@ class _Training:
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
+        if self.mean is not None:
+            follow(self.mean, self.net, self.config.average, state.iteration)
         state.losses = state.losses[0] + value, state.losses[1] + 1
         state.iteration += 1
         state.seconds += time.perf_counter() - started
@@ -250,9 +257,14 @@ class _Training:
         if last or epoch % config.checkpoint_every == 0:
             self._save(last)
 
+    @property
+    def given(self) -> SegmentationNet:
+        """The network that is given out."""
+        return self.net if self.mean is None else self.mean
+
     def _dice_left_out(self) -> float:
         self.net.eval()
-        found = dice_of(probabilities(self.net, self.test.images, self.config, self.device), self.test.masks)
+        found = dice_of(probabilities(self.given, self.test.images, self.config, self.device), self.test.masks)
         self.net.train()
         return float(found.mean())
 
@@ -267,9 +279,10 @@ class _Training:
         }
         header = {**self.described, "progress": progress}
         # the network last: where it is, nothing is left to do
-        save_tensors(self.out / STATE, training_tensors(self.net, self.optimiser), header)
+        means = {} if self.mean is None else {f"mean/{key}": each for key, each in self.mean.state_dict().items()}
+        save_tensors(self.out / STATE, {**training_tensors(self.net, self.optimiser), **means}, header)
         if last:
-            weights = {f"net/{key}": each for key, each in self.net.state_dict().items()}
+            weights = {f"net/{key}": each for key, each in self.given.state_dict().items()}
             save_tensors(self.out / MODEL, weights, header)
 
 
@@ -301,7 +314,30 @@ def _begin(config: SegmentationConfig, material: Material, out: Path, device: to
         described=describe(config, material.series),
         net=net,
         optimiser=torch.optim.Adam(net.parameters(), lr=config.lr),
+        mean=deepcopy(net).eval().requires_grad_(False) if config.average else None,
     )
+
+
+@torch.no_grad()
+def follow(mean: nn.Module, net: nn.Module, keep: float, update: int) -> None:
+    """Move a running mean of weights and statistics towards those of a network.
+
+        mean <- k mean + (1 - k) net,   k = min(keep, (1 + u) / (10 + u)) at update u
+
+    so that the first updates do not stay in it.
+    """
+    share = min(keep, (1 + update) / (10 + update))
+    pairs = list(zip(mean.state_dict().values(), net.state_dict().values(), strict=True))
+    moving = [(m, n) for m, n in pairs if m.is_floating_point()]
+    torch._foreach_lerp_([m for m, _ in moving], [n for _, n in moving], 1 - share)
+    for m, n in pairs:
+        if not m.is_floating_point():
+            m.copy_(n)
+
+
+def _of(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
+    """Tensors of another network than the one in training, as its own."""
+    return {f"net/{name.removeprefix(start)}": each for name, each in tensors.items() if name.startswith(start)}
 
 
 def describe(config: SegmentationConfig, series: SeriesSet) -> dict[str, Any]:

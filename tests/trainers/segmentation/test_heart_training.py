@@ -27,7 +27,7 @@ from trainers.segmentation.network import SegmentationNet
 from trainers.segmentation.predict import Masker, Prediction, load_masker
 from trainers.segmentation.running import dice_of
 from trainers.segmentation.slices import Slices, prepared, read_domain
-from trainers.segmentation.training import train_segmentation
+from trainers.segmentation.training import follow, train_segmentation
 from trainers.segmentation.views import Views, collated, loader
 
 QUIET = Console(quiet=True)
@@ -219,12 +219,12 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("stops", [(4,), (1, 3)], ids=str)
-def test_a_stopped_training_goes_on_to_the_bit(files, tmp_path, monkeypatch, stops):
+@pytest.mark.parametrize(("stops", "average"), [((4,), 0.0), ((1, 3), 0.9)], ids=str)
+def test_a_stopped_training_goes_on_to_the_bit(files, tmp_path, monkeypatch, stops, average):
     """Dropout, augmentation, batches across epochs and a last one of two: 3 epochs of 6 images in batches of 4."""
     asked = config(
         files, epochs=3, checkpoint_every=1, augment={"kind": "additional"}, network={**TINY, "dropout": 0.3},
-        data={"folds": 2},
+        data={"folds": 2}, average=average,
     )  # fmt: skip
     train_segmentation(asked, tmp_path / "whole", device="cpu", console=QUIET)
     left = list(stops)
@@ -255,6 +255,36 @@ def test_a_stopped_training_goes_on_to_the_bit(files, tmp_path, monkeypatch, sto
     )
     for key in ("iteration", "loss", "epoch", "updates"):
         assert [line[key] for line in lines] == [line[key] for line in whole]
+
+
+def test_the_running_mean_of_the_weights(files, tmp_path):
+    """By hand from the weights after each update, which trainings of one to three epochs end with."""
+    runs = {}
+    for epochs in (1, 2, 3):
+        for average in (0.0, 0.5):
+            out = tmp_path / f"{epochs}_{average}"
+            # 4 images an epoch, one update
+            train_segmentation(config(files, epochs=epochs, average=average), out, device="cpu", console=QUIET)
+            runs[epochs, average] = weights(out)
+    name = next(key for key in runs[1, 0.0] if key.endswith("segmentation_head.0.weight"))
+    after = [runs[epochs, 0.0][name] for epochs in (1, 2, 3)]
+    # shares (1 + u) / (10 + u) of updates 2 and 3; the start is not on disk, so from the mean after the first
+    mean = runs[1, 0.5][name]
+    for update, new in ((2, after[1]), (3, after[2])):
+        keep = (1 + update) / (10 + update)
+        mean = keep * mean + (1 - keep) * new
+        torch.testing.assert_close(runs[update, 0.5][name], mean)
+    assert not torch.equal(runs[3, 0.5][name], after[2])
+
+
+def test_a_mean_keeps_no_more_than_it_is_asked_to():
+    net, mean = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    with torch.no_grad():
+        net.weight.fill_(3.0)
+        net.num_batches_tracked.fill_(7)
+    follow(mean, net, 0.25, update=1000)
+    assert mean.weight.tolist() == [2.5, 2.5, 2.5]
+    assert int(mean.num_batches_tracked) == 7
 
 
 def test_the_fold_that_is_left_out_teaches_nothing(files, tmp_path):
