@@ -45,8 +45,9 @@ from trainers.segmentation.physics_bank import physics_bank
 from trainers.segmentation.running import device_of, dice_of, one_thread, precision_of, probabilities
 from trainers.segmentation.slices import SeriesSet, Slices, check_domains, prepared, read_domain, split_of
 from trainers.segmentation.views import View, Views, loader
+from trainers.segmentation.views_picture import views_picture
 
-DATA = "data"
+DATA, VIEWS = "data", "views.png"
 # side of which five halvings leave one voxel
 _ONE_VOXEL = 32
 
@@ -79,7 +80,8 @@ def train_segmentation(
 
     Args:
         config: what is learned, from what, how long.
-        out: folder of the run: config.json, data/, metrics.jsonl, and at the end model.safetensors.
+        out: folder of the run: config.json, data/, views.png (the first views), metrics.jsonl, and at the end
+            model.safetensors.
         resume: go on with the same config in the same folder.
         device: `auto` is CUDA where there is one.
         workers: processes that make the data set; no number depends on it.
@@ -99,6 +101,8 @@ def train_segmentation(
     claim(out, config, resume)
     (out / DATA).mkdir(exist_ok=True)
     material = read_material(config, out / DATA, workers, console)
+    views = views_of(config, material)
+    views_picture(out / VIEWS, views, f"what the network is shown: the first views of {len(views)} an epoch")
     return fit_network(config, material, out, place, console)
 
 
@@ -301,13 +305,7 @@ def _begin(config: SegmentationConfig, material: Material, out: Path, device: to
     net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return _Training(
         config=config,
-        views=Views(
-            material.slices.of(split.train),
-            config.augmentation,
-            config.seed,
-            material.synthetic,
-            0.0 if config.physics is None else float(config.physics.share),
-        ),
+        views=views_of(config, material),
         test=material.slices.of(split.test),
         out=out,
         device=device,
@@ -338,6 +336,19 @@ def follow(mean: nn.Module, net: nn.Module, keep: float, update: int) -> None:
 def _of(tensors: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
     """Tensors of another network than the one in training, as its own."""
     return {f"net/{name.removeprefix(start)}": each for name, each in tensors.items() if name.startswith(start)}
+
+
+def views_of(config: SegmentationConfig, material: Material) -> Views:
+    """What a network is shown."""
+    data = config.data
+    split = split_of(material.series, data.folds, data.fold, data.split_seed)
+    return Views(
+        material.slices.of(split.train),
+        config.augmentation,
+        config.seed,
+        material.synthetic,
+        0.0 if config.physics is None else float(config.physics.share),
+    )
 
 
 def describe(config: SegmentationConfig, series: SeriesSet) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from rich.console import Console
 from torch import nn
 
@@ -29,6 +30,7 @@ from trainers.segmentation.running import dice_of
 from trainers.segmentation.slices import Slices, prepared, read_domain
 from trainers.segmentation.training import follow, train_segmentation
 from trainers.segmentation.views import Views, collated, loader
+from trainers.segmentation.views_picture import views_picture
 
 QUIET = Console(quiet=True)
 CPU = torch.device("cpu")
@@ -198,6 +200,18 @@ def test_the_file_says_what_it_is(learnt, files):
     assert len(header["left_out"]) == 2
     assert header["versions"]["torch"]
     assert header["progress"]["iteration"] == 48
+
+
+def test_a_picture_of_the_first_views(learnt, files, tmp_path):
+    with Image.open(learnt / "views.png") as picture:
+        shown = np.asarray(picture.convert("RGB")).astype(int)
+    assert shown.shape[1] > shown.shape[0] > 300
+    # outlines are coloured, the images are grey
+    coloured = np.ptp(shown, axis=2) > 60
+    assert 0.001 < coloured.mean() < 0.1
+    views = Views(Slices(torch.zeros(2, 32, 32), torch.zeros(2, 32, 32).bool(), np.arange(2), ("a", "b")), None, 1)
+    views_picture(tmp_path / "empty.png", views, "no target")
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_a_finished_run_has_nothing_left_to_do(learnt, files):
