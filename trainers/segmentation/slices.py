@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from generators.build import build
+from generators.config import GeneratorConfig
 from generators.store import PatchStore
 from phantoms.series.nifti import Volumes, read_volumes
 from qsim.errors import InputError
@@ -175,13 +176,22 @@ def read_domain(
     if path is None:
         assert domain.generate is not None, "the config holds one of the three"
         path = folder / f"{field.replace('.', '_').replace('[', '_').rstrip(']')}.zarr"
-        try:
-            built = build(domain.generate, path, workers=workers)
-        except InputError as error:
-            raise InputError(f"{field}.generate: {error}") from None
-        if built.made:
+        if not _is_made(path, domain.generate):
+            try:
+                built = build(domain.generate, path, workers=workers)
+            except InputError as error:
+                raise InputError(f"{field}.generate: {error}") from None
             console.print(f"{path}: made {built.made} series in {built.seconds:.0f} s")
     return _of_store(path, target, field)
+
+
+def _is_made(path: Path, config: GeneratorConfig) -> bool:
+    """Whether the whole data set is there; then several processes may read it, and none asks to write it."""
+    try:
+        store = PatchStore(path)
+    except InputError:
+        return False
+    return store.config.digest == config.digest and len(store) == config.samples
 
 
 def check_domains(data: SegmentationData, tests: tuple[Domain, ...] = ()) -> None:
