@@ -5,7 +5,7 @@
     probability = mean p_m,   mask = probability >= .5
     entropy     = H(probability),   mutual = entropy - mean H(p_m)              [nats], H(p) = -p ln p - (1-p) ln(1-p)
 
-    disagreement of an image = 1 - mean over pairs of  2 sum p_m p_n / (sum p_m + sum p_n),   p thresholded at .5
+    disagreement of an image = 1 - mean over pairs of Dice(p_m >= .5, p_n >= .5)
 
 Source: Lakshminarayanan et al. 2017, arXiv:1612.01474 (ensembles); Gal and Ghahramani 2016, arXiv:1506.02142 (dropout);
     Roy et al. 2019, doi:10.1016/j.neuroimage.2019.03.042 (overlap between samples as a figure of a structure).

@@ -251,8 +251,8 @@ def methods(results: SegmentationResults) -> list[tuple[str, Words]]:
         ),
         (
             "uncertainty",
-            "disagreement: 1 − mean over pairs of members of 2 Σ p q / (Σ p + Σ q), the soft form of the pairwise Dice "
-            "of Roy et al. 2019, doi:10.1016/j.neuroimage.2019.03.042. Entropy: of the mean probability; mutual "
+            "disagreement: 1 − mean over pairs of members of the Dice of their masks (p ≥ 0.5), the pairwise Dice of "
+            "Roy et al. 2019, doi:10.1016/j.neuroimage.2019.03.042. Entropy: of the mean probability; mutual "
             "information: that less the members' mean entropy; both summed over the image, over the sum of the mean "
             "probability. At most ln 2 = 0.69 nats in a voxel.",
         ),

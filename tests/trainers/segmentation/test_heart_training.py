@@ -1,7 +1,9 @@
 """Views, training and answers of the segmentation of hearts: it learns, resumes to the bit, and says what it is."""
 
+import fcntl
 import io
 import json
+import os
 import shutil
 import sys
 from math import log
@@ -412,6 +414,20 @@ def test_hearts_are_made_once_in_the_folder_of_the_run(tmp_path, monkeypatch):
     assert "made" not in said.getvalue()
     assert equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
     assert [path.name for path in (tmp_path / "parts" / "data").iterdir()] == ["data_train.zarr"]
+
+
+def test_a_whole_data_set_is_read_while_another_process_holds_it(tmp_path):
+    """Processes of a study read one store; `build` would shut them out."""
+    domain = config([], data={"train": {"name": "hearts", "generate": HEARTS}, "folds": 2}).data.train
+    first = read_domain(domain, ("myocardium",), tmp_path, "data.train", 1, QUIET)
+    handle = os.open(tmp_path / "data_train.zarr", os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        again = read_domain(domain, ("myocardium",), tmp_path, "data.train", 1, QUIET)
+    finally:
+        os.close(handle)
+    assert again.digest == first.digest
+    assert all(torch.equal(a, b) for a, b in zip(again.images, first.images, strict=True))
 
 
 # --- command line -----------------------------------------------------------------------------------------------------
