@@ -18,6 +18,7 @@ from torch import Tensor
 from generators.build import build
 from generators.config import GeneratorConfig
 from generators.store import PatchStore
+from phantoms.base import Phantom, VolumePhantom
 from phantoms.series.nifti import Volumes, read_volumes
 from qsim.errors import InputError
 from qsim.signals import (
@@ -45,8 +46,8 @@ class SeriesSet:
     """Series as they were measured or simulated.
 
     Attributes:
-        images: of each series, co-registered magnitudes [units of the file].
-        masks: of each series.
+        images: of each series, co-registered magnitudes (n, y, x), whose sizes may differ [units of the file].
+        masks: of each series (y, x).
         subject: number of the subject of each series.
         names: of each series.
         spacing_mm: size of a voxel of each series, y and x [mm].
@@ -54,8 +55,8 @@ class SeriesSet:
         digest: of all that decides the images.
     """
 
-    images: tuple[Float[Tensor, "n y x"], ...]
-    masks: tuple[Bool[Tensor, "y x"], ...]
+    images: tuple[Float[Tensor, "_ _ _"], ...]
+    masks: tuple[Bool[Tensor, "_ _"], ...]
     subject: Int[np.ndarray, " s"]
     names: tuple[str, ...]
     spacing_mm: tuple[tuple[float, float], ...]
@@ -194,9 +195,11 @@ def _is_made(path: Path, config: GeneratorConfig) -> bool:
     return store.config.digest == config.digest and len(store) == config.samples
 
 
-def check_domains(data: SegmentationData, tests: tuple[Domain, ...] = ()) -> None:
+def check_domains(data: SegmentationData, tests: tuple[Domain, ...] = (), *, physics: bool = False) -> None:
     """Read what simulated domains are cut from, and all that is there already, before a folder is made.
 
+    Args:
+        physics: whether contrasts are made from the series of the training.
     Raises: InputError naming the field at fault.
     """
     from generators.sample import scene
@@ -208,6 +211,8 @@ def check_domains(data: SegmentationData, tests: tuple[Domain, ...] = ()) -> Non
             except InputError as error:
                 raise InputError(f"{field}.generate: {error}") from None
             _check_target(data.target, world.phantom.tissues, f"{field}.generate")
+            if field == "data.train":
+                _check_simulated(domain.generate, world.phantom, data.folds, physics)
             continue
         series = _of_files(domain.files, field) if domain.store is None else _of_store(domain.store, data.target, field)
         try:
@@ -216,6 +221,23 @@ def check_domains(data: SegmentationData, tests: tuple[Domain, ...] = ()) -> Non
             raise InputError(f"{field}: {error}") from None
         if field == "data.train":
             split_of(series, data.folds, 0, data.split_seed)
+            timeless = [name for name, times in zip(series.names, series.times, strict=True) if times is None]
+            if physics and timeless:
+                raise InputError(
+                    f"physics: needs T1 of the series, and {timeless[0]} of data.train has no inversion times; give "
+                    "times in its entry of files, or leave physics out"
+                )
+
+
+def _check_simulated(config: GeneratorConfig, phantom: Phantom, n_folds: int, physics: bool) -> None:
+    subjects = len(phantom.ids) if isinstance(phantom, VolumePhantom) else n_folds
+    if subjects < n_folds:
+        raise InputError(f"data.folds: {n_folds} of {subjects} subjects; give at most as many folds as subjects")
+    if physics and _inversion_times(config.signal_model) is None:
+        raise InputError(
+            f"physics: needs T1 of the series, and model.kind {config.signal_model.kind} of data.train is no inversion "
+            "recovery; take molli, look_locker or inversion_recovery, or leave physics out"
+        )
 
 
 def _check_target(target: tuple[str, ...], tissues: tuple[str, ...], place: str) -> None:

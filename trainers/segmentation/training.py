@@ -97,7 +97,7 @@ def train_segmentation(
     if (out / MODEL).is_file():
         console.print(f"{out}: nothing left to do")
         return out / MODEL
-    check_domains(config.data)
+    check_domains(config.data, physics=config.physics is not None)
     claim(out, config, resume)
     (out / DATA).mkdir(exist_ok=True)
     material = read_material(config, out / DATA, workers, console)
@@ -320,7 +320,7 @@ def _begin(config: SegmentationConfig, material: Material, out: Path, device: to
 def follow(mean: nn.Module, net: nn.Module, keep: float, update: int) -> None:
     """Move a running mean of weights and statistics towards those of a network.
 
-        mean <- k mean + (1 - k) net,   k = min(keep, (1 + u) / (10 + u)) at update u
+        mean <- k mean + (1 - k) net,   k = min(keep, (1 + u) / (10 + u)) at update u, from 0,
 
     so that the first updates do not stay in it.
     """

@@ -76,7 +76,7 @@ def run_segmentation(config: SegmentationStudyConfig, out: Path, command: Comman
         # dropout draws from the one stream of a process: two trainings in it would take each other's numbers
         command = replace(command, scheduler="processes")
     device_of(command.device)
-    check_domains(config.data, config.tests)
+    check_domains(config.data, config.tests, physics=any(each.physics is not None for each in config.sets))
     digest = open_files(config, (), out, _files(config))
     began = time.monotonic()
     job = _Job(config.model_dump_json(), out.absolute(), command.device)

@@ -231,6 +231,13 @@ def test_a_finished_run_has_nothing_left_to_do(learnt, files):
         )
 
 
+DECAYING = {
+    **HEARTS,
+    "model": {"kind": "spin_lock", "tsl": [0.0, 0.05]},
+    "tissues": {"kind": "jacobs2025", "field_strength": 3.0},
+}
+
+
 class Stopped(Exception):
     pass
 
@@ -279,17 +286,17 @@ def test_the_running_mean_of_the_weights(files, tmp_path):
     for epochs in (1, 2, 3):
         for average in (0.0, 0.5):
             out = tmp_path / f"{epochs}_{average}"
-            # 4 images an epoch, one update
-            train_segmentation(config(files, epochs=epochs, average=average), out, device="cpu", console=QUIET)
+            # 8 images an epoch, one update
+            train_segmentation(config(files, epochs=epochs, batch=8, average=average), out, device="cpu", console=QUIET)
             runs[epochs, average] = weights(out)
     name = next(key for key in runs[1, 0.0] if key.endswith("segmentation_head.0.weight"))
     after = [runs[epochs, 0.0][name] for epochs in (1, 2, 3)]
-    # shares (1 + u) / (10 + u) of updates 2 and 3; the start is not on disk, so from the mean after the first
+    # shares (1 + u) / (10 + u), u from 0; the start is not on disk, so from the mean after the first update
     mean = runs[1, 0.5][name]
-    for update, new in ((2, after[1]), (3, after[2])):
-        keep = (1 + update) / (10 + update)
-        mean = keep * mean + (1 - keep) * new
-        torch.testing.assert_close(runs[update, 0.5][name], mean)
+    for u in (1, 2):
+        keep = (1 + u) / (10 + u)
+        mean = keep * mean + (1 - keep) * after[u]
+        torch.testing.assert_close(runs[u + 1, 0.5][name], mean)
     assert not torch.equal(runs[3, 0.5][name], after[2])
 
 
@@ -369,6 +376,11 @@ def test_what_cannot_be_learned_from_leaves_no_folder(files, tmp_path):
             [*files, {**files[0], "image": str(single)}]
         ),
         r"data\.folds: got 7 groups for 6 subjects": mapping(files, data={"folds": 7}),
+        r"data\.folds: 5 of 4 subjects": mapping([], data={"train": {"name": "h", "generate": HEARTS}, "folds": 5}),
+        r"physics: .*spin_lock of data\.train is no inversion": mapping(
+            [], data={"train": {"name": "h", "generate": DECAYING}, "folds": 2}, physics={}
+        ),
+        r"physics: .*s0_image of data\.train has no inversion times": mapping(files, physics={}),
         r"data\.train: .*no\.zarr": mapping(files, data={"train": {"name": "a", "store": str(tmp_path / "no.zarr")}}),
     }
     for said, content in wrong.items():
