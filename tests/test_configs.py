@@ -10,19 +10,27 @@ from generators.corrupt_config import CorruptConfig
 from generators.reading import read_config
 from trainers.config import TrainConfig
 from trainers.quality.config import DecoupledConfig
+from trainers.segmentation.config import SegmentationConfig
 from trainers.studies.evaluate import StudyConfig
 from trainers.studies.registry import read_study
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-KINDS = {"generate": GeneratorConfig, "train": TrainConfig, "corrupt": CorruptConfig, "decoupled": DecoupledConfig}
+KINDS = {
+    "generate": GeneratorConfig,
+    "train": TrainConfig,
+    "corrupt": CorruptConfig,
+    "decoupled": DecoupledConfig,
+    "segmentation": SegmentationConfig,
+}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_is_valid(path):
     kind = "train" if path.parent.name == "networks" else path.stem.split("_")[0]
-    if kind == "train" and yaml.safe_load(path.read_text(encoding="utf-8")).get("kind") == "decoupled":
-        kind = "decoupled"
+    if kind == "train":
+        # trainings of mapping networks have no kind
+        kind = yaml.safe_load(path.read_text(encoding="utf-8")).get("kind", kind)
     config = read_study(path)[1] if kind == "study" else read_config(path, KINDS[kind])
     if isinstance(config, DecoupledConfig):
         assert {each.generate.split for each in config.data.train} == {"train"}
@@ -41,6 +49,21 @@ def test_config_is_valid(path):
         made_by = read_config(path.parent / f"{data[Path(config.data.store).stem]}.yaml", GeneratorConfig)
         assert set(config.targets) <= {row.name for row in made_by.signal_model.parameters}
         assert made_by.split == "train"
+
+
+@pytest.mark.parametrize("size", ["small", "full"])
+def test_the_study_of_sets_trains_what_the_configs_of_one_network_train(size):
+    folder = ROOT / "configs" / "jacobs2025"
+    study = read_study(folder / f"study_sets_{size}.yaml")[1]
+    for chosen in study.sets:
+        alone = read_config(folder / f"train_{chosen.name.lower()}_{size}.yaml", SegmentationConfig)
+        together = study.train_config(chosen, alone.data.fold, 0)
+        # a study looks at nothing before the end of a training
+        apart = {"validate_every", "checkpoint_every"}
+        assert together.model_dump(exclude=apart) == alone.model_dump(exclude=apart)
+    (tested,) = study.tests
+    assert tested.generate.split == "test"
+    assert tested.generate.seed != study.data.train.generate.seed
 
 
 def test_study_and_training_of_the_demo_share_protocol_but_no_seed_and_no_slice():

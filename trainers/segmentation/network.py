@@ -52,8 +52,8 @@ class FlexibleUNet:
 class SegmentationNet(nn.Module):
     """Images to the logits of one class.
 
-    The weights are drawn from torch's global stream, as MONAI draws them; none is downloaded. The bias of the last layer
-    is the log odds of a small target: 1 - Dice of a network that takes half of the image for it moves slowly.
+    The weights are drawn from torch's global stream, as MONAI draws them; none is downloaded. The bias of the last
+    layer is the log odds of a small target: 1 - Dice of a network that takes half of the image for it moves slowly.
 
     Source: Ronneberger et al. 2015, arXiv:1505.04597; encoder: He et al. 2016, arXiv:1512.03385.
     """
@@ -72,7 +72,8 @@ class SegmentationNet(nn.Module):
             dropout=spec.dropout,
         )
         last = self.body.segmentation_head[0]
-        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        assert isinstance(last, nn.Conv2d)
+        assert last.bias is not None
         nn.init.constant_(last.bias, log(_SHARE / (1 - _SHARE)))
 
     def forward(self, images: Float[Tensor, "b 1 y x"]) -> Float[Tensor, "b y x"]:
