@@ -104,6 +104,7 @@ class Masker:
         seed: of dropout.
         names: of the networks, for messages.
         digests: SHA-256 of their files.
+        field_mm: field of view of the trainings, which their square shows [mm]; None: not told.
     """
 
     nets: tuple[SegmentationNet, ...]
@@ -113,6 +114,7 @@ class Masker:
     seed: int = 0
     names: tuple[str, ...] = ()
     digests: tuple[str, ...] = ()
+    field_mm: float | None = None
 
     @property
     def size(self) -> int:
@@ -145,7 +147,7 @@ def load_masker(runs: str | Path | Sequence[str | Path], device: str = "auto", s
     if not several:
         raise InputError("model: none was given")
     place = device_of(device)
-    nets, configs, names, digests = [], [], [], []
+    nets, configs, names, digests, fields = [], [], [], [], []
     for run in several:
         path = find_network(run)
         tensors, header = load_tensors(path)
@@ -157,6 +159,7 @@ def load_masker(runs: str | Path | Sequence[str | Path], device: str = "auto", s
         configs.append(config)
         names.append(path.stem if path.stem != "model" else path.parent.name)
         digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
+        fields.append(header.get("field_mm"))
         if config.data.size != configs[0].data.size:
             raise InputError(
                 f"{path}: sees {config.data.size} voxels, {names[0]} sees {configs[0].data.size}; an ensemble has one "
@@ -164,7 +167,9 @@ def load_masker(runs: str | Path | Sequence[str | Path], device: str = "auto", s
             )
         if samples and not has_dropout(net):
             raise InputError(f"samples: {path} has no dropout; train one with network.dropout, or leave samples out")
-    return Masker(tuple(nets), tuple(configs), place, samples, names=tuple(names), digests=tuple(digests))
+    return Masker(
+        tuple(nets), tuple(configs), place, samples, names=tuple(names), digests=tuple(digests), field_mm=fields[0]
+    )
 
 
 def config_of(header: dict[str, Any], path: Path) -> SegmentationConfig:

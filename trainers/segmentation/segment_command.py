@@ -134,7 +134,7 @@ def segment_hearts(file: Path, out: Path, words: HeartWords, progress: Progress 
         images=len(series.values),
         volume=volume_of(maps, series, truth),
         slices=slices_of(maps, series, chosen, scores, truth),
-        notes=(*series.notes, *notes_of(file.name, maps, chosen)),
+        notes=(*series.notes, *notes_of(file.name, maps, chosen, series.field_mm, masker.field_mm)),
     )
     with derivatives(out, (*names.planned, *names.belonging), sources, overwrite=words.overwrite) as made:
         write(made, names, series, maps, record, sources, truth)

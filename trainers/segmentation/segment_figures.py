@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from trainers.segmentation.segment_files import Series
 
 _ML = 1e-3
+# largest ratio of fields of view that nothing is said of; networks learn hearts of about such sizes [1]
+_OTHER_SIZE = 1.25
 Scores = Mapping[str, float | None]
 
 
@@ -206,9 +208,20 @@ def slices_of(
     )
 
 
-def notes_of(name: str, maps: Maps, chosen: Sequence[int | None]) -> tuple[str, ...]:
-    """What a reader of the maps must know, a sentence each."""
+def notes_of(
+    name: str, maps: Maps, chosen: Sequence[int | None], field_mm: float, trained_mm: float | None
+) -> tuple[str, ...]:
+    """What a reader of the maps must know, a sentence each.
+
+    Args:
+        field_mm, trained_mm: field of view of the slices and of the training; None: not told [mm].
+    """
     notes = []
+    if trained_mm is not None and not 1 / _OTHER_SIZE < field_mm / trained_mm < _OTHER_SIZE:
+        notes.append(
+            f"{name}: a slice is {field_mm:.0f} mm wide, those of the training were {trained_mm:.0f}; all are scaled "
+            "to one square, so that hearts look larger or smaller: crop or pad the image if that is much"
+        )
     empty = [str(z) for z, contrast in enumerate(chosen) if contrast is None]
     if empty:
         several = len(empty) > 1

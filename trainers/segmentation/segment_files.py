@@ -63,6 +63,12 @@ class Series:
         return float(abs(np.linalg.det(self.place.affine[:3, :3])))
 
     @property
+    def field_mm(self) -> float:
+        """Field of view of a slice along its longest side [mm]."""
+        _, y, x = self.place.space
+        return max(y, x) * float(self.place.spacing_mm[1] if y >= x else self.place.spacing_mm[2])
+
+    @property
     def pixel_mm2(self) -> float:
         """Area of a voxel in its slice [mm^2]."""
         return float(np.linalg.norm(np.cross(self.place.affine[:3, 0], self.place.affine[:3, 1])))

@@ -66,6 +66,10 @@ class SeriesSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def field_mm(self, series: tuple[int, ...]) -> float:
+        """Field of view along the longest side, which becomes that of the square; median of these series [mm]."""
+        return float(np.median([_field(self.masks[i].shape, self.spacing_mm[i]) for i in series]))
+
     def of(self, subjects: tuple[int, ...]) -> tuple[int, ...]:
         """Numbers of the series of these subjects."""
         return tuple(int(i) for i in np.flatnonzero(np.isin(self.subject, np.asarray(subjects, dtype=np.int64))))
@@ -362,6 +366,11 @@ def _volumes(path: Path, place: str) -> Volumes:
         return read_volumes(path)
     except InputError as error:
         raise InputError(f"{place}: {error}") from None
+
+
+def _field(shape: tuple[int, ...], spacing_mm: tuple[float, float]) -> float:
+    y, x = shape
+    return max(y, x) * (spacing_mm[0] if y >= x else spacing_mm[1])
 
 
 def _digest(content: object) -> str:

@@ -360,5 +360,6 @@ def describe(config: SegmentationConfig, series: SeriesSet) -> dict[str, Any]:
         "data_digest": series.digest,
         "trained_on": [series.names[i] for i in split.train],
         "left_out": [series.names[i] for i in split.test],
+        "field_mm": series.field_mm(split.train),
         "versions": versions(),
     }

@@ -201,6 +201,8 @@ def test_the_file_says_what_it_is(learnt, files):
     assert sorted(header["trained_on"] + header["left_out"]) == [f"s{i}_image" for i in range(6)]
     assert len(header["left_out"]) == 2
     assert header["versions"]["torch"]
+    # 64 voxels of 1 mm
+    assert header["field_mm"] == 64.0
     assert header["progress"]["iteration"] == 48
 
 

@@ -20,6 +20,7 @@ from trainers.segmentation.config import SegmentationConfig
 from trainers.segmentation.network import SegmentationNet
 from trainers.segmentation.predict import Masker, load_masker
 from trainers.segmentation.segment_command import HeartWords, segment_hearts
+from trainers.segmentation.segment_figures import Maps, notes_of
 from trainers.segmentation.segment_text import lines
 
 SIZE = 64
@@ -307,6 +308,15 @@ def test_a_slice_of_one_value_is_left_empty_and_said(tmp_path, bright):
     assert record.slices[2].entropy_per_target is None
     assert not values_of(tmp_path / "out", "*dseg.nii.gz")[:, :, 2].any()
     assert record.notes == ("a.nii: slice 2 holds one value only and is left empty",)
+
+
+@pytest.mark.parametrize(("trained_mm", "said"), [(None, False), (100.0, False), (70.0, True), (150.0, True)])
+def test_another_field_of_view_is_said(trained_mm, said):
+    """Slices 100 mm wide; the square of the networks is as wide as the slices of their training."""
+    maps = Maps(np.ones((1, 4, 4)), np.zeros((1, 4, 4)), None)
+    notes = notes_of("a.nii", maps, (0,), 100.0, trained_mm)
+    assert bool(notes) == said
+    assert not said or "100 mm wide" in notes[0]
 
 
 def test_an_empty_mask_and_negative_values_are_said(tmp_path, bright):
