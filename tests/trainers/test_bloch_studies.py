@@ -296,7 +296,7 @@ def test_the_command_runs_a_study_and_refuses_in_one_line(tmp_path):
 
 def test_lists_and_schema_know_every_kind():
     kinds = {"noise", "blurriness", "generalisation", "uncertainty", "grid", "mismatch", "run_time"}
-    kinds |= {"prep_robustness", "readout_bias", "phantom", "test_retest", "self_supervised", "quality"}
+    kinds |= {"prep_robustness", "readout_bias", "phantom", "test_retest", "self_supervised", "quality", "segmentation"}
     assert set(registries()["studies"]) == kinds
     schema = config_schema("study")
     assert schema["properties"]["kind"]["enum"] == list(STUDIES)

@@ -283,23 +283,20 @@ def test_a_stopped_training_goes_on_to_the_bit(files, tmp_path, monkeypatch, sto
 
 
 def test_the_running_mean_of_the_weights(files, tmp_path):
-    """By hand from the weights after each update, which trainings of one to three epochs end with."""
+    """By hand from the weights after each update, which trainings of one and two epochs end with."""
     runs = {}
-    for epochs in (1, 2, 3):
+    for epochs in (1, 2):
         for average in (0.0, 0.5):
             out = tmp_path / f"{epochs}_{average}"
             # 8 images an epoch, one update
             train_segmentation(config(files, epochs=epochs, batch=8, average=average), out, device="cpu", console=QUIET)
             runs[epochs, average] = weights(out)
     name = next(key for key in runs[1, 0.0] if key.endswith("segmentation_head.0.weight"))
-    after = [runs[epochs, 0.0][name] for epochs in (1, 2, 3)]
-    # shares (1 + u) / (10 + u), u from 0; the start is not on disk, so from the mean after the first update
-    mean = runs[1, 0.5][name]
-    for u in (1, 2):
-        keep = (1 + u) / (10 + u)
-        mean = keep * mean + (1 - keep) * after[u]
-        torch.testing.assert_close(runs[u + 1, 0.5][name], mean)
-    assert not torch.equal(runs[3, 0.5][name], after[2])
+    # share (1 + u) / (10 + u) of update u = 1, counted from 0; the start is not on disk, so from the mean after u = 0
+    keep = 2 / 11
+    mean = keep * runs[1, 0.5][name] + (1 - keep) * runs[2, 0.0][name]
+    torch.testing.assert_close(runs[2, 0.5][name], mean)
+    assert not torch.equal(runs[2, 0.5][name], runs[2, 0.0][name])
 
 
 def test_a_mean_keeps_no_more_than_it_is_asked_to():
@@ -469,7 +466,8 @@ def test_the_command_trains(files, tmp_path, monkeypatch, capsys):
     assert "exists already" in said
     code, said = qsim(monkeypatch, capsys, *arguments, "--resume")
     assert code == 0
-    assert "nothing left to do" in said
+    # a terminal breaks lines where it is narrow
+    assert "nothing left to do" in " ".join(said.split())
 
 
 BAD = {
