@@ -10,7 +10,7 @@ from generators.reading import read_config
 from qsim.errors import InputError
 from trainers.segmentation.augment import Additional, RotationScaling
 from trainers.segmentation.network import FlexibleUNet
-from trainers.segmentation.physics import Physics
+from trainers.segmentation.physics_config import Physics
 
 Positive = Annotated[float, Field(gt=0)]
 Whole = Annotated[int, Field(strict=True, ge=0)]

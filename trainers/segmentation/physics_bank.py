@@ -11,7 +11,8 @@ from torch import Tensor
 from generators.cli import bar
 from qsim.errors import InputError
 from trainers.checkpoint import load_tensors, save_tensors
-from trainers.segmentation.physics import Physics, bank
+from trainers.segmentation.physics import bank
+from trainers.segmentation.physics_config import Physics
 from trainers.segmentation.preparation import Frame, normalised
 from trainers.segmentation.slices import SeriesSet
 

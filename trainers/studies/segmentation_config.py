@@ -16,7 +16,7 @@ from trainers.segmentation.config import (
     Whole,
 )
 from trainers.segmentation.network import FlexibleUNet
-from trainers.segmentation.physics import Physics
+from trainers.segmentation.physics_config import Physics
 
 # what a table calls the images of the training's own domain
 _TAKEN = ("train", "test")

@@ -15,8 +15,8 @@ from generators.store import PatchStore
 from phantoms.heart import ventricle
 from qsim.errors import InputError
 from trainers.segmentation.config import Domain, SegmentationData
-from trainers.segmentation.physics import Physics
 from trainers.segmentation.physics_bank import physics_bank
+from trainers.segmentation.physics_config import Physics
 from trainers.segmentation.slices import SeriesSet, best_images, check_domains, prepared, read_domain, split_of
 
 QUIET = Console(file=io.StringIO())

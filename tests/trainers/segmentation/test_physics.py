@@ -20,7 +20,8 @@ from qsim.signals import (
     SpoiledGradientEcho,
 )
 from tests.bloch_oracle import Voxel, cluster_mz
-from trainers.segmentation.physics import Fat, Physics, bank, one_image, synthesised
+from trainers.segmentation.physics import bank, one_image, synthesised
+from trainers.segmentation.physics_config import Fat, Physics
 from trainers.segmentation.physics_maps import BODY_SHARE, T1_RANGE, between_knots, own_maps
 
 TIMES = (0.12, 1.12, 2.12, 3.12, 4.12, 0.2, 1.2, 2.2)
