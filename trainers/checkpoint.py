@@ -205,6 +205,23 @@ def restore(out: Path, net: nn.Module, optimiser: Optimizer, description: Mappin
     return state
 
 
+def resumed(
+    path: Path, net: nn.Module, optimiser: Optimizer, data_digest: str
+) -> tuple[Progression, dict[str, Tensor], dict[str, Any]]:
+    """Put weights and moments of a checkpoint back; its progress, and tensors and header for what else it holds.
+
+    Raises: InputError if its data are others.
+    """
+    tensors, header = load_tensors(path)
+    if header["data_digest"] != data_digest:
+        raise InputError(f"{path}: data differ from those of the checkpoint; choose another --out")
+    restore_weights(net, tensors, path)
+    restore_optimiser(net, optimiser, tensors)
+    progress = header["progress"]
+    losses = (progress["losses"][0], progress["losses"][1])
+    return Progression(progress["iteration"], progress["seconds"], losses, progress["metrics"]), tensors, header
+
+
 def best_weights(out: Path, state: Progression) -> dict[str, Tensor]:
     """The weights of the best validation of a training that goes on; empty at its start, or where they are not kept."""
     path = out / STATE

@@ -21,15 +21,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from qsim.distributions import Streams
-from qsim.errors import InputError
 from trainers.checkpoint import (
     METRICS,
     MODEL,
     STATE,
     Progression,
     load_tensors,
-    restore_optimiser,
     restore_weights,
+    resumed,
     save_tensors,
     training_tensors,
     trim_log,
@@ -195,15 +194,8 @@ class _Training:
         """
         path = self.out / STATE
         if path.is_file():
-            tensors, header = load_tensors(path)
-            if header["data_digest"] != self.described["data_digest"]:
-                raise InputError(f"{path}: data differ from those of the checkpoint; choose another --out")
-            restore_weights(self.net, tensors, path)
-            restore_optimiser(self.net, self.optimiser, tensors)
-            progress = header["progress"]
-            losses = (progress["losses"][0], progress["losses"][1])
-            self.state = Progression(progress["iteration"], progress["seconds"], losses, progress["metrics"])
-            self.plateau = Plateau.from_state(progress["plateau"])
+            self.state, _, header = resumed(path, self.net, self.optimiser, self.described["data_digest"])
+            self.plateau = Plateau.from_state(header["progress"]["plateau"])
         trim_log(self.out, self.state.iteration)
 
     def begin(self) -> None:

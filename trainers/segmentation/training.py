@@ -27,9 +27,8 @@ from trainers.checkpoint import (
     Progression,
     check_claim,
     claim,
-    load_tensors,
-    restore_optimiser,
     restore_weights,
+    resumed,
     save_tensors,
     training_tensors,
     trim_log,
@@ -193,16 +192,9 @@ class _Training:
         """
         path = self.out / STATE
         if path.is_file():
-            tensors, header = load_tensors(path)
-            if header["data_digest"] != self.described["data_digest"]:
-                raise InputError(f"{path}: data differ from those of the checkpoint; choose another --out")
-            restore_weights(self.net, tensors, path)
-            restore_optimiser(self.net, self.optimiser, tensors)
+            self.state, tensors, _ = resumed(path, self.net, self.optimiser, self.described["data_digest"])
             if self.mean is not None:
                 restore_weights(self.mean, _of(tensors, "mean/"), path)
-            progress = header["progress"]
-            losses = (progress["losses"][0], progress["losses"][1])
-            self.state = Progression(progress["iteration"], progress["seconds"], losses, progress["metrics"])
         trim_log(self.out, self.state.iteration)
 
     def batches(self) -> DataLoader[View]:
