@@ -19,6 +19,7 @@ from generators.sample import scene
 from qsim.distributions import Streams
 from qsim.errors import InputError
 from trainers.checkpoint import MODEL, check_claim, claim, load_tensors, save_tensors
+from trainers.devices import devices_of, one_thread
 from trainers.quality.blocks import make_stores, read_blocks
 from trainers.quality.calibrate import calibration_of
 from trainers.quality.config import DecoupledConfig
@@ -52,8 +53,8 @@ def train_cascade(
     Raises: InputError if the folder is taken, or data do not fit; DivergedError if a loss is no longer finite.
     """
     console = console or Console(stderr=True)
-    _one_thread()
-    devices = _devices(device)
+    one_thread()
+    devices = devices_of(device)
     check_claim(out, config, resume)
     if (out / MODEL).is_file():
         console.print(f"{out}: nothing left to do")
@@ -128,23 +129,6 @@ def _check_anatomies(config: DecoupledConfig) -> None:
                     raise InputError(f"data.{field}[{number}].generate: {error}") from None
 
 
-def _one_thread() -> None:
-    """One thread each for torch and for the resampling of TorchIO, unless OMP_NUM_THREADS says otherwise."""
-    from SimpleITK import ProcessObject
-
-    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
-    torch.set_num_threads(threads)
-    ProcessObject.SetGlobalDefaultNumberOfThreads(threads)  # type: ignore[no-untyped-call]
-
-
-def _devices(wanted: str) -> list[str]:
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
-        return ["cpu"]
-    if not torch.cuda.is_available():
-        raise InputError("--device cuda: there is no CUDA device; take cpu")
-    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-
-
 def _in_processes(
     config: DecoupledConfig,
     names: Sequence[str],
@@ -168,7 +152,7 @@ def _in_processes(
 
 def _alone(content: str, name: str, train: list[Path], validation: list[Path], folder: Path, device: str) -> None:
     """One stage in a process of its own; its progress is one line at the end."""
-    _one_thread()
+    one_thread()
     config = DecoupledConfig.model_validate_json(content)
     with Path(os.devnull).open("w") as nowhere:
         train_stage(

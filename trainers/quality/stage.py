@@ -9,7 +9,7 @@ import math
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ from trainers.checkpoint import (
     trim_log,
     versions,
 )
-from trainers.fit import DivergedError, resolve_precision
+from trainers.devices import mixed_precision
+from trainers.fit import DivergedError
 from trainers.global_stream import GLOBAL_STREAM
 from trainers.progress import Bar
 from trainers.quality.blocks import Blocks
@@ -93,9 +94,7 @@ def describe(config: DecoupledConfig, name: str, anatomies: Anatomies, sources: 
 
 def precision_of(config: DecoupledConfig, device: torch.device) -> AbstractContextManager[Any]:
     """Mixed precision of the U-Net where it is asked for."""
-    if resolve_precision(config.precision, device) == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    return mixed_precision(config.precision, device)
 
 
 def learning_rate(stage: StageConfig, iteration: int) -> float:

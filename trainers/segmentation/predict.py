@@ -26,12 +26,13 @@ from torch import Tensor
 
 from qsim.errors import InputError
 from trainers.checkpoint import load_tensors, restore_weights
+from trainers.devices import device_of
 from trainers.global_stream import GLOBAL_STREAM
 from trainers.infer import find_network
 from trainers.relaxation.uncertainty import dropout_active, has_dropout
 from trainers.segmentation.config import SegmentationConfig
 from trainers.segmentation.network import SegmentationNet
-from trainers.segmentation.running import THRESHOLD, device_of, dice_of, probabilities
+from trainers.segmentation.running import THRESHOLD, dice_of, probabilities
 
 
 @dataclass(frozen=True, slots=True)

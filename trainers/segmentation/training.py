@@ -34,6 +34,7 @@ from trainers.checkpoint import (
     trim_log,
     versions,
 )
+from trainers.devices import device_of, mixed_precision, one_thread
 from trainers.fit import DivergedError
 from trainers.global_stream import GLOBAL_STREAM
 from trainers.progress import Bar
@@ -41,7 +42,7 @@ from trainers.segmentation.config import SegmentationConfig
 from trainers.segmentation.losses import one_minus_dice
 from trainers.segmentation.network import SegmentationNet
 from trainers.segmentation.physics_bank import physics_bank
-from trainers.segmentation.running import device_of, dice_of, one_thread, precision_of, probabilities
+from trainers.segmentation.running import dice_of, probabilities
 from trainers.segmentation.slices import SeriesSet, Slices, check_domains, prepared, read_domain, split_of
 from trainers.segmentation.views import View, Views, loader
 from trainers.segmentation.views_picture import views_picture
@@ -131,7 +132,8 @@ def fit_network(
     """
     if (out / MODEL).is_file():
         return out / MODEL
-    with GLOBAL_STREAM:
+    # dropout draws from the global stream; it is as before afterwards
+    with GLOBAL_STREAM, torch.random.fork_rng(devices=[]):
         training = _begin(config, material, out, device)
         training.restore()
         training.net.train()
@@ -212,7 +214,7 @@ class _Training:
         # of dropout
         torch.manual_seed(int(Streams(self.config.seed, state.iteration).rng("iteration").integers(2**62)))
         shown = view.to(self.device)
-        with precision_of(self.config, self.device):
+        with mixed_precision(self.config.precision, self.device):
             logits = self.net(shown.images.contiguous(memory_format=torch.channels_last))
         loss = one_minus_dice(logits, shown.masks)
         value = float(loss.detach())

@@ -6,6 +6,7 @@
 A block is a pure function of (config, name). Data sets and synthetic contrasts are made before, in data/.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,15 +19,17 @@ import torch
 from jaxtyping import Shaped
 from rich.console import Console
 
+from generators.store import PatchStore
 from qsim.errors import InputError
 from qsim.evaluation.blocks import Arrays
 from qsim.evaluation.pages.segmentation_page import segmentation_page
 from qsim.evaluation.studies.segmentation_results import TEST, TRAIN, Ensemble, Run, SegmentationResults, Shown
 from qsim.evaluation.studies.segmentation_table import HEADER, image_lines, rows
 from trainers.checkpoint import METRICS, claim
+from trainers.devices import device_of, one_thread
 from trainers.segmentation.config import SegmentationConfig
 from trainers.segmentation.predict import Prediction, load_masker
-from trainers.segmentation.running import device_of, dice_of, one_thread
+from trainers.segmentation.running import dice_of
 from trainers.segmentation.slices import Slices, check_domains, prepared, read_domain, split_of
 from trainers.segmentation.training import Material, fit_network, read_material
 from trainers.studies.block_runner import Command, finish
@@ -99,10 +102,6 @@ def run_segmentation(config: SegmentationStudyConfig, out: Path, command: Comman
 
 def _files(config: SegmentationStudyConfig) -> dict[str, str]:
     """Checksums of what the config names and does not hold."""
-    import hashlib
-
-    from generators.store import PatchStore
-
     found = {}
     for domain in (config.data.train, *config.tests):
         if domain.store is not None:

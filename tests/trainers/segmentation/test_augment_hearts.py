@@ -361,7 +361,7 @@ def test_results_are_finite_and_within_zero_and_one(shape):
             seen, mask = augment.apply(image, image > 0.5, rng)
             assert seen.shape == mask.shape == shape
             assert seen.dtype == torch.float32
-            assert bool(torch.isfinite(seen).all())
+            # NaN fails both
             assert 0 <= float(seen.min()) <= float(seen.max()) <= 1
 
 

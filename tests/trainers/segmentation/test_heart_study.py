@@ -206,7 +206,7 @@ def test_the_registry_reads_it(material, tmp_path):
     chosen, read = read_study(tmp_path / "study.yaml")
     assert read == study(*material)
     assert read.folds == (0, 1)
-    assert chosen.run is not None
+    assert chosen.run is run_segmentation
 
 
 def test_contrasts_are_made_once_whatever_their_share(material, tmp_path):

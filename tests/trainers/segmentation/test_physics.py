@@ -110,11 +110,11 @@ def test_body_is_what_is_bright_enough_with_its_neighbours():
 
 
 def test_t1_stays_within_its_range_under_noise():
-    series, _ = recovery(1.0)
+    series, inside = recovery(1.0)
     noisy = (series + 0.3 * torch.randn(series.shape, generator=torch.Generator().manual_seed(1))).abs()
     maps = own_maps(noisy, TIMES)
-    assert maps.t1.isfinite().all()
-    assert maps.a.isfinite().all()
+    # noise of .3 an image, eight images
+    assert abs(float(maps.a[inside].median()) - 1) < 0.3
     assert float(maps.t1.min()) >= T1_RANGE[0]
     assert float(maps.t1.max()) <= T1_RANGE[1]
 
@@ -306,8 +306,9 @@ def test_a_copy_depends_neither_on_how_many_there_are_nor_on_other_series(hearts
     for series, some, all_ in zip(hearts, few, many, strict=True):
         assert some.shape == (3, *series.shape[1:])
         assert torch.equal(some, all_[:3])
-        assert bool(some.isfinite().all())
         assert float(some.min()) >= 0
+        # every copy shows something
+        assert 0 < float(some.flatten(1).amax(1).min()) <= float(some.max()) < 1e3 * float(series.max())
     assert torch.equal(bank(hearts[:1], times[:1], spacing[:1], Physics(copies=3), 4)[0], few[0])
     assert not torch.equal(many[0][0], many[0][1])
     other = bank(hearts[:1], times[:1], spacing[:1], Physics(copies=1), 5)[0]
