@@ -112,13 +112,16 @@ def segment_hearts(file: Path, out: Path, words: HeartWords, progress: Progress 
     Raises: InputError naming the option or file at fault.
     """
     from trainers.segmentation.segment_figures import HeartRecord, Model, answers, notes_of, slices_of, volume_of
-    from trainers.segmentation.segment_files import Names, contrasts, read_series, read_truth, write
+    from trainers.segmentation.segment_files import Names, contrasts, read_series, write
+    from trainers.segmentation.slices import read_mask
 
     began = time.perf_counter()
     if words.samples is not None and words.samples < 1:
         raise InputError(f"--samples: got {words.samples}, wanted 1 or more passes; or leave it out")
     series = read_series(file)
-    truth = None if words.labels is None else read_truth(words.labels, series)
+    truth = None
+    if words.labels is not None:
+        truth = read_mask(words.labels, "--labels", file.name, series.place.space, series.place.affine)
     chosen = contrasts(series, words.image)
     names = Names(name_of(file.name.removesuffix(".gz").removesuffix(".nii")), words.members > 1)
     sources = Sources.of((file,))

@@ -111,33 +111,6 @@ def _check_geometry(file: Path, stored: Volumes) -> None:
         )
 
 
-def read_truth(file: Path, series: Series) -> Bool[np.ndarray, "z y x"]:
-    """Where the target is by a mask on the voxels of the image: above 0.
-
-    Raises: InputError naming --labels.
-    """
-    try:
-        stored = read_volumes(file)
-    except InputError as error:
-        raise InputError(f"--labels: {error}") from None
-    if len(stored.volumes) != 1:
-        raise InputError(f"--labels: {file} holds {len(stored.volumes)} volumes, wanted one for all contrasts")
-    mask = stored.volumes[0]
-    if mask.shape != series.place.space:
-        raise InputError(
-            f"--labels: {file} has {_by(mask.shape[::-1])} voxels, {series.file.name} has "
-            f"{_by(series.place.space[::-1])}; give labels on the grid of the image"
-        )
-    if not np.allclose(stored.affine, series.place.affine, rtol=1e-4, atol=1e-3):
-        raise InputError(
-            f"--labels: {file} lies in another place than {series.file.name} (their affines differ); "
-            "give labels on the grid of the image"
-        )
-    if not np.isfinite(mask).all() or mask.min() < 0:
-        raise InputError(f"--labels: {file} holds NaN or values below 0; above 0 is the target")
-    return np.asarray(mask > 0)
-
-
 def contrasts(series: Series, wanted: int | None) -> tuple[int | None, ...]:
     """Number of the contrast of each slice that is segmented; None: the slice holds one value only.
 

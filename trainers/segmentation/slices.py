@@ -327,20 +327,9 @@ def _slices_of(
 
     Raises: InputError naming the file.
     """
-    image, mask = _volumes(given.image, f"{place}.image"), _volumes(given.mask, f"{place}.mask")
-    if len(mask.volumes) != 1:
-        raise InputError(f"{place}.mask: {given.mask} holds {len(mask.volumes)} volumes, wanted one for all contrasts")
-    n, shape, wanted = len(image.volumes), mask.volumes[0].shape, image.volumes[0].shape
-    if shape != wanted:
-        raise InputError(
-            f"{place}.mask: {given.mask} has {_by(shape)} voxels (z, y, x), {given.image.name} has {_by(wanted)}; "
-            "give the mask on the voxels of the image"
-        )
-    if not np.allclose(image.affine, mask.affine, rtol=1e-4, atol=_SAME_PLACE):
-        raise InputError(
-            f"{place}.mask: {given.mask} lies in another place than {given.image.name} (their affines differ); give "
-            "the mask on the voxels of the image"
-        )
+    image = _volumes(given.image, f"{place}.image")
+    n, shape = len(image.volumes), image.volumes[0].shape
+    inside = read_mask(given.mask, f"{place}.mask", given.image.name, shape, image.affine)
     if given.times is not None and len(given.times) != n:
         raise InputError(f"{place}.times: got {len(given.times)}, {given.image.name} has {n} images")
     volumes = np.stack([np.asarray(each) for each in image.volumes])
@@ -348,17 +337,44 @@ def _slices_of(
         raise InputError(f"{place}.image: {given.image} is complex; give magnitudes")
     if not np.isfinite(volumes).all():
         raise InputError(f"{place}.image: {given.image} holds NaN or infinity; mend these voxels first")
-    inside = np.asarray(mask.volumes[0])
-    if not np.isfinite(inside).all() or inside.min() < 0:
-        raise InputError(f"{place}.mask: {given.mask} holds NaN or values below 0; above 0 is the target")
-    found = [z for z in range(shape[0]) if (inside[z] > 0).any()]
+    found = [z for z in range(shape[0]) if inside[z].any()]
     if not found:
         raise InputError(f"{place}.mask: {given.mask} is empty; mark the target, or leave the file out")
     stem = given.image.name.removesuffix(".gz").removesuffix(".nii")
     for z in found:
         name = stem if shape[0] == 1 else f"{stem} slice {z}"
         size = (float(image.spacing_mm[-2]), float(image.spacing_mm[-1]))
-        yield torch.from_numpy(volumes[:, z].astype(np.float32)), torch.from_numpy(inside[z] > 0), name, size
+        yield torch.from_numpy(volumes[:, z].astype(np.float32)), torch.from_numpy(inside[z]), name, size
+
+
+def read_mask(
+    file: Path, field: str, of: str, shape: tuple[int, ...], affine: Float[np.ndarray, "4 4"]
+) -> Bool[np.ndarray, "z y x"]:
+    """Where the target is by a mask on the voxels of an image: above 0.
+
+    Args:
+        field: of a config or a command, for messages.
+        of: name of the image.
+        shape, affine: of its volumes (z, y, x).
+    Raises: InputError naming the field and the file.
+    """
+    stored = _volumes(file, field)
+    if len(stored.volumes) != 1:
+        raise InputError(f"{field}: {file} holds {len(stored.volumes)} volumes, wanted one for all contrasts")
+    mask = np.asarray(stored.volumes[0])
+    if mask.shape != shape:
+        raise InputError(
+            f"{field}: {file} has {_by(mask.shape[::-1])} voxels, {of} has {_by(shape[::-1])}; give the mask on the "
+            "voxels of the image"
+        )
+    if not np.allclose(stored.affine, affine, rtol=1e-4, atol=_SAME_PLACE):
+        raise InputError(
+            f"{field}: {file} lies in another place than {of} (their affines differ); give the mask on the voxels of "
+            "the image"
+        )
+    if not np.isfinite(mask).all() or mask.min() < 0:
+        raise InputError(f"{field}: {file} holds NaN or values below 0; above 0 is the target")
+    return np.asarray(mask > 0)
 
 
 def _volumes(path: Path, place: str) -> Volumes:

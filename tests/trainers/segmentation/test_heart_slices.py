@@ -324,7 +324,7 @@ def mask_with(value):
 BAD = {
     "no image": ("image", None, {"image": "nowhere.nii.gz"}, "no such file"),
     "no mask": ("mask", None, {"mask": "nowhere.nii.gz"}, "no such file"),
-    "a mask of other voxels": ("mask", np.ones((20, 23, 3), np.uint8), {}, "3 x 23 x 20"),
+    "a mask of other voxels": ("mask", np.ones((20, 23, 3), np.uint8), {}, "20 x 23 x 3"),
     "a mask of fewer slices": ("mask", np.ones((20, 24, 1), np.uint8), {}, "give the mask on the voxels of the image"),
     "a mask for each contrast": ("mask", np.ones((20, 24, 3, 4), np.uint8), {}, "4 volumes"),
     "an empty mask": ("mask", np.zeros((20, 24, 3), np.uint8), {}, "empty"),
